@@ -1,0 +1,14 @@
+# Versions of everything that is built or pulled from outside, in one place. Sourced by the scripts in deploy/.
+# shellcheck shell=bash disable=SC2034
+
+ZEROCLAW_VERSION=0.8.7
+# acp, gateway and the agent loop only: messengers are channel-bridge's work, so the agent is built without them.
+ZEROCLAW_FEATURES=agent-runtime,gateway,channel-webhook,schema-export
+
+NATS_SERVER_VERSION=v2.15.2
+NATS_CLI_VERSION=v0.5.1
+GRPCURL_VERSION=v1.9.4
+JAEGER_VERSION=v1.62.0
+OTELCOL_VERSION=v0.161.0
+CARGO_DENY_VERSION=0.19.9
+MARVIN_MCP_VERSION=1.0.1
