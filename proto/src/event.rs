@@ -5,11 +5,13 @@
 //! is recognised as one. Fields that hold text from a tier or a peer carry it already made harmless; see
 //! `service_kit::text`.
 
+use std::str::FromStr;
+
 use aws_lc_rs::digest;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::name::{HostName, PrincipalName, SCOPE_STACK, SecretName, TierName, TurnId};
+use crate::name::{HostName, NameError, PrincipalName, SCOPE_STACK, SecretName, TierName, TurnId};
 use crate::trace::TraceParent;
 
 /// A value that is published on `<TYPE>.<scope>`.
@@ -52,6 +54,20 @@ impl EventId {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+/// Back from where its text was stored, so that an event can be published again as the same event.
+impl FromStr for EventId {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let fits = text.len() == 32 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        if fits {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(NameError::Malformed { kind: "event id", rule: "32 lower-case hex digits" })
+        }
     }
 }
 
@@ -569,6 +585,10 @@ mod tests {
     fn ids_depend_on_the_split() {
         assert_eq!(EventId::derive(&[b"ab", b"c"]), EventId::derive(&[b"ab", b"c"]));
         assert_ne!(EventId::derive(&[b"ab", b"c"]), EventId::derive(&[b"a", b"bc"]));
+        for id in [EventId::derive(&[b"a"]), EventId::unique()] {
+            assert_eq!(id.as_str().parse(), Ok(id));
+        }
+        assert!("00-".parse::<EventId>().is_err());
     }
 
     #[test]

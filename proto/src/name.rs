@@ -178,8 +178,28 @@ mod tests {
             assert!(good.parse::<HostName>().is_ok(), "{good}");
         }
         for bad in [
-            "", "com", "A.b", "a.b.", ".a.b", "a..b", "-a.b", "a-.b", "127.0.0.1", "1.2", "a.0x7f", "a.0x", "a_b.c",
-            "a.b/c", "a.b:443", "u@a.b", "[::1]", "b\u{fc}cher.example", "a.b\n", "a b.c", "0177.0.0.01", "2130706433",
+            "",
+            "com",
+            "A.b",
+            "a.b.",
+            ".a.b",
+            "a..b",
+            "-a.b",
+            "a-.b",
+            "127.0.0.1",
+            "1.2",
+            "a.0x7f",
+            "a.0x",
+            "a_b.c",
+            "a.b/c",
+            "a.b:443",
+            "u@a.b",
+            "[::1]",
+            "b\u{fc}cher.example",
+            "a.b\n",
+            "a b.c",
+            "0177.0.0.01",
+            "2130706433",
         ] {
             assert!(bad.parse::<HostName>().is_err(), "{bad:?}");
         }
