@@ -1,0 +1,148 @@
+//! Double of an OpenAI-compatible model (<https://platform.openai.com/docs/api-reference/chat>): what it says comes
+//! from [`super::script`], so that a real ZeroClaw makes real tool calls.
+
+use serde_json::{Value, json};
+use zeroize::Zeroizing;
+
+use super::script::{self, Step};
+use super::web::{Answer, Asked, answer};
+
+const NAME: &str = "drill-model";
+
+/// The model.
+#[derive(Debug)]
+pub struct Model {
+    key: Zeroizing<String>,
+}
+
+impl Model {
+    /// A model that knows one key.
+    #[must_use]
+    pub fn new(key: Zeroizing<String>) -> Self {
+        Self { key }
+    }
+
+    /// Answers one request.
+    #[must_use]
+    pub fn answer(&self, asked: &Asked) -> Answer {
+        let shown = asked.headers.get(http::header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        if shown.and_then(|shown| shown.strip_prefix("Bearer ")) != Some(self.key.as_str()) {
+            return error(401, "unknown key", false);
+        }
+        match (asked.method.as_str(), asked.path.as_str()) {
+            ("GET", "/v1/models") => {
+                let body = json!({"object": "list", "data": [{"id": NAME, "object": "model", "owned_by": "drill"}]});
+                answer(200, "application/json", body.to_string(), true)
+            }
+            ("POST", "/v1/chat/completions") => match serde_json::from_slice::<Value>(&asked.body) {
+                Ok(body) => complete(&body),
+                Err(_) => error(400, "the body is not JSON", true),
+            },
+            _ => error(404, "no such endpoint", true),
+        }
+    }
+}
+
+fn error(status: u16, message: &str, authorized: bool) -> Answer {
+    answer(status, "application/json", json!({"error": {"message": message}}).to_string(), authorized)
+}
+
+fn complete(body: &Value) -> Answer {
+    if body.get("model").and_then(Value::as_str) != Some(NAME) {
+        return error(404, "no such model", true);
+    }
+    let messages = body.get("messages").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let from = messages.iter().rposition(|message| role(message) == "user").unwrap_or(0);
+    let asked = messages.get(from).map(content).unwrap_or_default();
+    let results: Vec<String> =
+        messages.iter().skip(from).filter(|message| role(message) == "tool").map(content).collect();
+    let step = script::next(&asked, &results);
+    let message = match step {
+        Step::Say(text) => json!({"role": "assistant", "content": text}),
+        Step::Tool { name, arguments } => match offered(body, &name) {
+            Some(name) => json!({"role": "assistant", "content": null, "tool_calls": [{
+                "index": 0,
+                "id": format!("call_{}", uuid::Uuid::new_v4().simple()),
+                "type": "function",
+                "function": {"name": name, "arguments": arguments.to_string()},
+            }]}),
+            None => json!({"role": "assistant", "content":
+                format!("I was told to call the tool {name}, but this tier does not offer it to me.")}),
+        },
+    };
+    let finish = if message.get("tool_calls").is_some() { "tool_calls" } else { "stop" };
+    if body.get("stream").and_then(Value::as_bool) == Some(true) {
+        answer(200, "text/event-stream", stream(&message, finish), true)
+    } else {
+        let body = json!({
+            "id": "chatcmpl-drill", "object": "chat.completion", "created": 0, "model": NAME,
+            "choices": [{"index": 0, "message": message, "finish_reason": finish}],
+            "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+        });
+        answer(200, "application/json", body.to_string(), true)
+    }
+}
+
+fn role(message: &Value) -> &str {
+    message.get("role").and_then(Value::as_str).unwrap_or_default()
+}
+
+fn content(message: &Value) -> String {
+    match message.get("content") {
+        Some(Value::String(text)) => text.clone(),
+        Some(Value::Array(parts)) => {
+            parts.iter().filter_map(|part| part.get("text").and_then(Value::as_str)).collect::<Vec<_>>().join("\n")
+        }
+        _ => String::new(),
+    }
+}
+
+/// The offered tool of that name, or whose name ends in `__<name>`.
+fn offered(body: &Value, name: &str) -> Option<String> {
+    let tools = body.get("tools").and_then(Value::as_array)?;
+    let names: Vec<&str> = tools.iter().filter_map(|tool| tool.get("function")?.get("name")?.as_str()).collect();
+    let suffix = format!("__{name}");
+    names
+        .iter()
+        .find(|offered| **offered == name)
+        .or_else(|| names.iter().find(|offered| offered.ends_with(&suffix)))
+        .map(|name| (*name).to_owned())
+}
+
+fn stream(message: &Value, finish: &str) -> String {
+    let chunk = |delta: Value, finish: Option<&str>| {
+        let body = json!({
+            "id": "chatcmpl-drill", "object": "chat.completion.chunk", "created": 0, "model": NAME,
+            "choices": [{"index": 0, "delta": delta, "finish_reason": finish}],
+        });
+        format!("data: {body}\n\n")
+    };
+    let mut out = chunk(json!({"role": "assistant"}), None);
+    if let Some(calls) = message.get("tool_calls") {
+        out.push_str(&chunk(json!({"tool_calls": calls}), None));
+    } else {
+        let text = message.get("content").and_then(Value::as_str).unwrap_or_default();
+        for word in text.split_inclusive(' ') {
+            out.push_str(&chunk(json!({"content": word}), None));
+        }
+    }
+    out.push_str(&chunk(json!({}), Some(finish)));
+    let usage = json!({
+        "id": "chatcmpl-drill", "object": "chat.completion.chunk", "created": 0, "model": NAME, "choices": [],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+    });
+    out.push_str(&format!("data: {usage}\n\ndata: [DONE]\n\n"));
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tools_are_found_by_their_end() {
+        let body = json!({"tools": [{"type": "function", "function": {"name": "hub__get_tasks"}}]});
+        assert_eq!(offered(&body, "get_tasks").as_deref(), Some("hub__get_tasks"));
+        assert_eq!(offered(&body, "tasks"), None);
+    }
+}

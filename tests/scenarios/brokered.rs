@@ -1,0 +1,109 @@
+//! The tool call that works, with the token that the tier never has.
+
+use assistant_tests::doubles::MARVIN_HOST;
+use assistant_tests::doubles::record::Arrival;
+use assistant_tests::harness::command::{inside, run};
+use assistant_tests::harness::{AGENT, SERVER, STATE, TIER, agent, sink};
+
+fn token() -> String {
+    std::fs::read_to_string(format!("{STATE}/secrets/marvin_api_key")).unwrap().trim().to_owned()
+}
+
+#[tokio::test]
+async fn the_task_service_gets_the_real_token_and_the_tier_an_answer() {
+    let cursor = sink::now().await.unwrap();
+    let turn = agent::say(TIER, "what are my tasks?").await.unwrap();
+    assert_eq!(turn.failure, "");
+    assert!(turn.reply.contains("Water the plants"), "{turn:?}");
+    let arrived = sink::since(cursor).await.unwrap();
+    let calls: Vec<_> = arrived
+        .iter()
+        .filter_map(|entry| match &entry.arrival {
+            Arrival::Request { host, path, authorized, headers, .. } if host == MARVIN_HOST => {
+                Some((path.clone(), *authorized, headers.clone()))
+            }
+            _ => None,
+        })
+        .collect();
+    assert!(calls.iter().any(|(path, authorized, _)| path.starts_with("/api/todayItems") && *authorized), "{calls:?}");
+    // Nothing of the stack's own headers leaves.
+    for (_, _, headers) in &calls {
+        for name in ["traceparent", "proxy-authorization", "via", "x-forwarded-for", "forwarded"] {
+            assert!(!headers.iter().any(|header| header == name), "{name} left: {headers:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_token_that_the_service_says_back_is_scrubbed() {
+    // GET /api/me of the double echoes the token it was shown.
+    let cursor = sink::now().await.unwrap();
+    let turn = agent::say(TIER, "!tool get_account_info {}").await.unwrap();
+    let arrived = sink::since(cursor).await.unwrap();
+    let echoed = arrived.iter().any(|entry| {
+        matches!(&entry.arrival, Arrival::Request { path, authorized: true, status: 200, .. } if path == "/api/me")
+    });
+    assert!(echoed, "control: the double was not asked for the profile; tools: {:?} {}", turn.tools, turn.reply);
+    assert!(turn.reply.contains("drill@example.org"), "{turn:?}");
+    assert!(!turn.reply.contains(&token()), "the token came back");
+}
+
+#[tokio::test]
+async fn the_token_is_nowhere_in_the_tier() {
+    let token = token();
+    assert!(token.len() >= 16, "control: there is a token to look for");
+    for container in [AGENT, SERVER] {
+        let state = run("docker", &["inspect", container]).await.unwrap().ok().unwrap();
+        assert!(!state.contains(&token), "{container}: in its Docker configuration");
+        let pid = run("docker", &["inspect", "--format", "{{.State.Pid}}", container]).await.unwrap().ok().unwrap();
+        let pid = pid.trim();
+        // From the VM, as root: sees more than the tier ever could. Files of the container and of its volumes; then
+        // environment, arguments and memory of each of its processes.
+        let root = format!("/proc/{pid}/root");
+        let found = run("grep", &["-rlsF", "--devices=skip", "--exclude-dir=proc", "--exclude-dir=sys", &token, &root])
+            .await
+            .unwrap();
+        assert_eq!(found.out, "", "{container}: in its files");
+        let processes = run("docker", &["top", container, "-eo", "pid"]).await.unwrap().ok().unwrap();
+        let mut seen = 0;
+        for process in processes.lines().filter_map(|line| line.trim().parse::<u32>().ok()) {
+            for part in ["environ", "cmdline"] {
+                let content = std::fs::read(format!("/proc/{process}/{part}")).unwrap();
+                assert!(!contains(&content, token.as_bytes()), "{container}: in {part} of {process}");
+            }
+            seen += scan_memory(process, token.as_bytes(), container);
+        }
+        assert!(seen > 0, "control: no memory of {container} was read");
+    }
+    // The same search finds the placeholder, so it would find the token.
+    let agent_env = inside(SERVER, &["cat", "/etc/assistant/env"]).await.unwrap().ok().unwrap();
+    assert!(agent_env.contains("PLACEHOLDER"), "control: {agent_env}");
+}
+
+fn contains(haystack: &[u8], needle: &[u8]) -> bool {
+    haystack.windows(needle.len()).any(|window| window == needle)
+}
+
+/// Reads every readable mapping; returns how many bytes it saw.
+fn scan_memory(process: u32, needle: &[u8], container: &str) -> usize {
+    use std::io::{Read, Seek, SeekFrom};
+    let maps = std::fs::read_to_string(format!("/proc/{process}/maps")).unwrap_or_default();
+    let Ok(mut memory) = std::fs::File::open(format!("/proc/{process}/mem")) else { return 0 };
+    let mut seen = 0;
+    for line in maps.lines() {
+        let mut fields = line.split_whitespace();
+        let (Some(range), Some(mode)) = (fields.next(), fields.next()) else { continue };
+        // Writable mappings only: a secret cannot come from a file that was searched already.
+        if !mode.starts_with("rw") || line.contains("[vvar") || line.contains("[vsyscall") {
+            continue;
+        }
+        let Some((from, to)) = range.split_once('-') else { continue };
+        let (Ok(from), Ok(to)) = (u64::from_str_radix(from, 16), u64::from_str_radix(to, 16)) else { continue };
+        let mut bytes = Vec::new();
+        if memory.seek(SeekFrom::Start(from)).is_ok() && (&memory).take(to - from).read_to_end(&mut bytes).is_ok() {
+            seen += bytes.len();
+            assert!(!contains(&bytes, needle), "{container}: in memory of process {process}, {line}");
+        }
+    }
+    seen
+}

@@ -1,0 +1,113 @@
+//! What the operator sees: sockets, reflection, one trace, a floor that holds, a second `up` that changes nothing.
+
+use std::time::Duration;
+
+use assistant_proto::egress::egress_service_client::EgressServiceClient;
+use assistant_proto::egress::{ShowTraceRequest, VerifyChainRequest};
+use assistant_proto::tier::tier_service_client::TierServiceClient;
+use assistant_proto::tier::{CheckFloorRequest, PlanTiersRequest};
+use assistant_tests::harness::command::run;
+use assistant_tests::harness::{TIER, agent, until};
+
+const SERVICES: [(&str, &str); 4] = [
+    ("tier-supervisor", "assistant.tier.v1.TierService"),
+    ("secret-broker", "assistant.secret.v1.SecretService"),
+    ("egress-auditor", "assistant.egress.v1.EgressService"),
+    ("channel-bridge", "assistant.channel.v1.ChannelService"),
+];
+
+#[tokio::test]
+async fn grpcurl_lists_each_service_and_all_are_serving() {
+    for (service, name) in SERVICES {
+        let socket = format!("/run/assistant/{service}.sock");
+        let list = run("grpcurl", &["-plaintext", "-unix", &socket, "list"]).await.unwrap().ok().unwrap();
+        assert!(list.lines().any(|line| line == name), "{service}: {list}");
+        let health = run("grpcurl", &["-plaintext", "-unix", &socket, "grpc.health.v1.Health/Check"]).await.unwrap();
+        assert!(health.out.contains("\"SERVING\""), "{service}: {health:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_turn_by_grpcurl() {
+    let body = format!(r#"{{"tier":"{TIER}","text":"!say hello from the drill"}}"#);
+    let socket = "/run/assistant/channel-bridge.sock";
+    let method = "assistant.channel.v1.ChannelService/SendMessage";
+    let out = run("grpcurl", &["-plaintext", "-unix", "-d", &body, socket, method]).await.unwrap().ok().unwrap();
+    assert!(out.contains("hello from the drill") && out.contains("\"ended\""), "{out}");
+}
+
+#[tokio::test]
+async fn one_trace_from_message_to_squid() {
+    let turn = agent::say(TIER, "what are my tasks?").await.unwrap();
+    assert!(turn.reply.contains("Water the plants"), "{turn:?}");
+    let client = EgressServiceClient::new(agent::connect("egress-auditor").await.unwrap());
+    let lines = until("bridge, broker and Squid in one trace", Duration::from_secs(20), || {
+        let mut client = client.clone();
+        let trace_id = turn.trace_id.clone();
+        async move {
+            let lines = client.show_trace(ShowTraceRequest { trace_id }).await?.into_inner().lines;
+            let has = |service: &str, name: &str| {
+                lines.iter().any(|line| line.service == service && line.name.starts_with(name))
+            };
+            let whole =
+                has("channel-bridge", "turn") && has("secret-broker", "broker.") && has("egress-auditor", "squid.");
+            Ok(whole.then_some(lines))
+        }
+    })
+    .await
+    .unwrap();
+    let roots: Vec<_> = lines.iter().filter(|line| line.depth == 0).collect();
+    assert_eq!(roots.len(), 1, "one tree: {lines:#?}");
+    let squid = lines.iter().find(|line| line.name.starts_with("squid.")).unwrap();
+    assert!(squid.depth >= 2, "Squid's span hangs under the broker's: {squid:?}");
+    let script = assistant_tests::harness::root().join("deploy/trace.sh");
+    let shown = run(script.to_str().unwrap(), &[&turn.trace_id]).await.unwrap().ok().unwrap();
+    assert!(shown.contains("squid.") && shown.contains("broker."), "{shown}");
+}
+
+#[tokio::test]
+async fn the_floor_holds_and_nothing_is_left_to_do() {
+    let mut client = TierServiceClient::new(agent::connect("tier-supervisor").await.unwrap());
+    let plan = client.plan_tiers(PlanTiersRequest {}).await.unwrap().into_inner();
+    assert!(plan.steps.is_empty(), "{plan:?}");
+    let mut verdicts = client.check_floor(CheckFloorRequest {}).await.unwrap().into_inner();
+    let mut count = 0;
+    while let Some(verdict) = verdicts.message().await.unwrap() {
+        count += 1;
+        assert!(verdict.passed, "{verdict:?}");
+    }
+    assert!(count >= 5, "only {count} checks");
+}
+
+#[tokio::test]
+async fn the_audit_chain_is_whole() {
+    let mut client = EgressServiceClient::new(agent::connect("egress-auditor").await.unwrap());
+    let chain = client.verify_chain(VerifyChainRequest {}).await.unwrap().into_inner();
+    assert!(chain.intact && chain.records > 0, "{chain:?}");
+}
+
+#[tokio::test]
+async fn up_again_restarts_nothing() {
+    let started = || async {
+        let names =
+            run("docker", &["ps", "-q", "--no-trunc", "--filter", "label=assistant.managed=true"]).await.unwrap();
+        let mut ids: Vec<String> = names.out.lines().map(str::to_owned).collect();
+        ids.sort();
+        let mut arguments = vec!["inspect", "--format", "{{.Name}} {{.Id}} {{.State.StartedAt}} {{.RestartCount}}"];
+        arguments.extend(ids.iter().map(String::as_str));
+        run("docker", &arguments).await.unwrap().ok().unwrap()
+    };
+    let before = started().await;
+    assert!(before.lines().count() >= 9, "{before}");
+    let script = assistant_tests::harness::root().join("deploy/up.sh");
+    let up = assistant_tests::harness::command::run_within(
+        Duration::from_secs(600),
+        script.to_str().unwrap(),
+        &["--drill"],
+        None,
+    )
+    .await
+    .unwrap();
+    assert_eq!(up.status, 0, "{}", up.all());
+    assert_eq!(started().await, before);
+}
