@@ -1,0 +1,337 @@
+//! The decision itself. Default deny; of the rules that are for the principal, the first in file order that matches
+//! host, method and path decides.
+
+use std::fmt;
+use std::sync::Arc;
+
+use assistant_proto::event::Attachment;
+use assistant_proto::name::{HostName, PrincipalName, TierName};
+
+use crate::denial::Denial;
+use crate::path::{Query, RequestPath};
+use crate::rules::{Injection, Rule, TierPolicy};
+use crate::target::{HTTPS, Target};
+
+/// Longest method; the longest registered one has 17 characters.
+const MOST_METHOD: usize = 24;
+
+/// An HTTP method in its one spelling. Methods are case-sensitive (RFC 9110, section 9.1), and servers that fold case
+/// are the reason why only upper case is accepted.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Method(String);
+
+/// Why a method was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum MethodError {
+    /// Not 1 to 24 characters of A-Z and `-`.
+    #[error("the method is not an upper-case word")]
+    Malformed,
+    /// A tunnel within the tunnel would be out of sight.
+    #[error("CONNECT within a tunnel is never allowed")]
+    Connect,
+    /// It would send back the very headers a secret was put into.
+    #[error("TRACE is never allowed: it sends back what it was sent")]
+    Trace,
+}
+
+impl MethodError {
+    /// As a refusal.
+    #[must_use]
+    pub fn denial(self) -> Denial {
+        let reason = match self {
+            Self::Malformed => "malformed-method",
+            Self::Connect => "connect-in-connect",
+            Self::Trace => "method-trace",
+        };
+        Denial::new(reason, self.to_string(), "use a plain upper-case method such as GET or POST")
+    }
+}
+
+impl Method {
+    /// Parses a method.
+    ///
+    /// # Errors
+    /// See [`MethodError`].
+    pub fn parse(text: &str) -> Result<Self, MethodError> {
+        let plain = text.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'-');
+        match text {
+            "CONNECT" => Err(MethodError::Connect),
+            "TRACE" => Err(MethodError::Trace),
+            "" => Err(MethodError::Malformed),
+            _ if plain && text.len() <= MOST_METHOD => Ok(Self(text.to_owned())),
+            _ => Err(MethodError::Malformed),
+        }
+    }
+
+    /// As it is sent.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// GET and HEAD.
+    #[must_use]
+    pub fn is_read(&self) -> bool {
+        matches!(self.0.as_str(), "GET" | "HEAD")
+    }
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What would be sent, as far as rules look at it. Exactly these values are written on the wire.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// Where to.
+    pub target: Target,
+    /// How.
+    pub method: Method,
+    /// What.
+    pub path: RequestPath,
+    /// And with which query.
+    pub query: Option<Query>,
+}
+
+impl Request {
+    /// Parses a request target in origin form, `/path?query`, for a target that is known.
+    ///
+    /// # Errors
+    /// A refusal that says what is malformed.
+    pub fn parse(target: Target, method: &str, path: &str, query: Option<&str>) -> Result<Self, Denial> {
+        Ok(Self {
+            target,
+            method: Method::parse(method).map_err(MethodError::denial)?,
+            path: RequestPath::parse(path).map_err(crate::PathError::denial)?,
+            query: query.map(Query::parse).transpose().map_err(crate::PathError::denial)?,
+        })
+    }
+
+    /// Parses an `https:` URL as people write it, for explanations.
+    ///
+    /// # Errors
+    /// A refusal that says what is malformed.
+    pub fn parse_url(method: &str, url: &str) -> Result<Self, Denial> {
+        let Some(rest) = url.strip_prefix("https://") else {
+            return Err(Denial::new("not-https", "the URL does not begin with https://", "use an https:// URL"));
+        };
+        let end = rest.find(['/', '?']).unwrap_or(rest.len());
+        let (authority, tail) = rest.split_at_checked(end).unwrap_or((rest, ""));
+        let target = Target::parse_https(authority).map_err(crate::TargetError::denial)?;
+        let (path, query) = match tail.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (tail, None),
+        };
+        Self::parse(target, method, if path.is_empty() { "/" } else { path }, query)
+    }
+
+    /// Path and query as they are sent.
+    #[must_use]
+    pub fn origin_form(&self) -> String {
+        match &self.query {
+            Some(query) => format!("{}?{}", self.path, query.as_str()),
+            None => self.path.to_string(),
+        }
+    }
+}
+
+/// Proof that a rule allows a request. Owns the request: what is sent is read from here.
+#[derive(Debug, Clone)]
+pub struct Permit {
+    principal: PrincipalName,
+    request: Request,
+    rule: Arc<Rule>,
+}
+
+impl Permit {
+    /// Who may send it.
+    #[must_use]
+    pub fn principal(&self) -> &PrincipalName {
+        &self.principal
+    }
+
+    /// What may be sent.
+    #[must_use]
+    pub fn request(&self) -> &Request {
+        &self.request
+    }
+
+    /// Id of the rule that allows it.
+    #[must_use]
+    pub fn rule(&self) -> &str {
+        &self.rule.spec().id
+    }
+
+    /// File and line of that rule.
+    #[must_use]
+    pub fn source(&self) -> &str {
+        &self.rule.spec().source
+    }
+
+    /// Which secret has to be put in where, if any.
+    #[must_use]
+    pub fn injection(&self) -> Option<&Injection> {
+        self.rule.injection()
+    }
+}
+
+/// Proof that some rule of the principal may reach a host: enough to speak TLS in its name, not to send anything.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostPermit {
+    principal: PrincipalName,
+    target: Target,
+}
+
+impl HostPermit {
+    /// Who may.
+    #[must_use]
+    pub fn principal(&self) -> &PrincipalName {
+        &self.principal
+    }
+
+    /// Where.
+    #[must_use]
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+}
+
+/// Decides a CONNECT: whether any rule of the principal reaches the target.
+///
+/// # Errors
+/// `port-not-allowed` or `host-not-allowed`, with the smallest change that would allow it.
+pub fn decide_host(policy: &TierPolicy, principal: &PrincipalName, target: &Target) -> Result<HostPermit, Denial> {
+    check_port(target)?;
+    let reached = policy.rules().iter().any(|rule| rule.is_for(principal) && rule.reaches(target.host()));
+    if reached {
+        Ok(HostPermit { principal: principal.clone(), target: target.clone() })
+    } else {
+        Err(host_denied(policy, principal, target.host()))
+    }
+}
+
+/// Decides a request.
+///
+/// # Errors
+/// What no rule of the principal allows, with the smallest change that would allow it: the rule that came closest gets
+/// a method or a path, or a new host is added.
+pub fn decide(policy: &TierPolicy, principal: &PrincipalName, request: &Request) -> Result<Permit, Denial> {
+    check_port(&request.target)?;
+    let host = request.target.host();
+    let (mut host_matches, mut method_matches) = (None, None);
+    for rule in policy.rules().iter().filter(|rule| rule.is_for(principal) && rule.reaches(host)) {
+        host_matches.get_or_insert(rule);
+        if !rule.allows_method(&request.method) {
+            continue;
+        }
+        method_matches.get_or_insert(rule);
+        if rule.allows_path(&request.path) {
+            return Ok(Permit { principal: principal.clone(), request: request.clone(), rule: Arc::clone(rule) });
+        }
+    }
+    Err(match (method_matches, host_matches) {
+        (Some(rule), _) => Denial::new(
+            "path-not-allowed",
+            format!("{principal} may send {} to {host}, but not for the path {}", request.method, request.path),
+            format!("in {}, add `{}` to `paths` of rule {}", rule.spec().source, request.path, rule.spec().id),
+        ),
+        (None, Some(rule)) => Denial::new(
+            "method-not-allowed",
+            format!("{principal} may reach {host}, but not with the method {}", request.method),
+            format!("in {}, add `{}` to `methods` of rule {}", rule.spec().source, request.method, rule.spec().id),
+        ),
+        (None, None) => host_denied(policy, principal, host),
+    })
+}
+
+/// Decides whether a tier may do anything at all now: in a turn, just after one, or always where it says
+/// `background: true`.
+///
+/// # Errors
+/// `outside-turn`.
+pub fn decide_turn(tier: &TierName, background: bool, attachment: Attachment) -> Result<(), Denial> {
+    match attachment {
+        Attachment::Active | Attachment::Late => Ok(()),
+        Attachment::Background if background => Ok(()),
+        Attachment::Background => Err(Denial::new(
+            "outside-turn",
+            format!("tier {tier} asked for something while no message was being answered"),
+            format!("in tiers.yaml, tier {tier}: set `background: true`, if it is meant to act on its own"),
+        )),
+    }
+}
+
+/// What [`decide`] says, in words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Explanation {
+    /// Whether it would go out.
+    pub allowed: bool,
+    /// The rule that decides; empty when none does.
+    pub rule: String,
+    /// File and line of that rule.
+    pub source: String,
+    /// Why.
+    pub reason: String,
+    /// The smallest change that would allow it; empty when it is allowed.
+    pub fix: String,
+}
+
+/// Explains the decision on a request. Calls [`decide`]: there is no second opinion.
+#[must_use]
+pub fn explain(policy: &TierPolicy, principal: &PrincipalName, request: &Request) -> Explanation {
+    match decide(policy, principal, request) {
+        Ok(permit) => Explanation {
+            allowed: true,
+            rule: permit.rule().to_owned(),
+            source: permit.source().to_owned(),
+            reason: match permit.injection() {
+                Some(injection) => format!(
+                    "allowed; the header {} must hold the placeholder and gets the secret {}",
+                    injection.header(),
+                    injection.secret()
+                ),
+                None => "allowed, without any secret".to_owned(),
+            },
+            fix: String::new(),
+        },
+        Err(denial) => Explanation {
+            allowed: false,
+            rule: String::new(),
+            source: String::new(),
+            reason: format!("{}: {}", denial.reason, denial.detail),
+            fix: denial.fix,
+        },
+    }
+}
+
+fn check_port(target: &Target) -> Result<(), Denial> {
+    if target.port() == HTTPS {
+        return Ok(());
+    }
+    Err(Denial::new(
+        "port-not-allowed",
+        format!("{target} is not on port {HTTPS}"),
+        "use port 443; no other port can be allowed",
+    ))
+}
+
+fn host_denied(policy: &TierPolicy, principal: &PrincipalName, host: &HostName) -> Denial {
+    let tier = policy.tier();
+    let fix = match policy.rules().iter().find(|rule| rule.reaches(host)) {
+        // Somebody else's rule: the credential behind it is theirs, so widening it is not the smallest change.
+        Some(rule) => format!(
+            "rule {} ({}) reaches it, but for another container; if {principal} is meant to, name it there",
+            rule.spec().id,
+            rule.spec().source
+        ),
+        None => format!(
+            "in tiers.yaml, tier {tier}: add `hosts: [{host}]` under `egress`, and {host} to squid/allowlist.txt where it is missing"
+        ),
+    };
+    Denial::new("host-not-allowed", format!("{principal} of tier {tier} may not reach {host}: no rule allows it"), fix)
+}
+
+#[cfg(test)]
+mod tests;

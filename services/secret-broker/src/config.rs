@@ -1,0 +1,158 @@
+//! The broker's configuration file: `assistant_proto::config::BrokerConfig` and what has to hold beyond its shape.
+
+use std::collections::BTreeSet;
+
+use assistant_proto::config::{BrokerConfig, BrokerTier, Common, Mode, PrincipalKind};
+use policy::{Target, TierPolicy};
+use serde::Deserialize;
+use service_kit::host::ServiceConfig;
+
+use crate::identity::Principal;
+
+/// The configuration as the host loads it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(transparent)]
+pub struct Config(pub BrokerConfig);
+
+impl ServiceConfig for Config {
+    fn common(&self) -> &Common {
+        &self.0.common
+    }
+
+    fn problems(&self) -> Vec<String> {
+        let config = &self.0;
+        let mut problems = Vec::new();
+        if config.common.mode == Mode::Drill && config.upstream_roots.is_empty() {
+            problems
+                .push("upstream_roots: empty; a drill trusts its own CA only, so name its certificate file".to_owned());
+        }
+        if model_target(&config.model.base_url).is_none() {
+            problems.push("model.base_url: not an https:// URL of a host name without a final slash".to_owned());
+        }
+        let mut tiers = BTreeSet::new();
+        let mut addresses = BTreeSet::new();
+        for tier in &config.tiers {
+            if !tiers.insert(&tier.name) {
+                problems.push(format!("tiers: {} is there twice", tier.name));
+            }
+            for address in [Some(tier.tier_address), tier.tools_address].into_iter().flatten() {
+                if !addresses.insert(address) {
+                    problems.push(format!("tier {}: two listeners have the same address", tier.name));
+                }
+            }
+            problems_of_tier(tier, &mut problems);
+        }
+        problems
+    }
+}
+
+/// Host and port of the model route.
+#[must_use]
+pub fn model_target(base_url: &str) -> Option<Target> {
+    let rest = base_url.strip_prefix("https://")?;
+    let authority = rest.split('/').next()?;
+    if base_url.ends_with('/') || rest.contains(['?', '#']) {
+        return None;
+    }
+    Target::parse_https(authority).ok()
+}
+
+fn problems_of_tier(tier: &BrokerTier, problems: &mut Vec<String>) {
+    let name = &tier.name;
+    let mut names = BTreeSet::new();
+    let mut hashes = BTreeSet::new();
+    let mut places = BTreeSet::new();
+    for principal in &tier.principals {
+        let who = &principal.name;
+        if !names.insert(who) {
+            problems.push(format!("tier {name}: principal {who} is there twice"));
+        }
+        if Principal::new(name, principal).is_none() {
+            problems.push(format!("tier {name}: token_sha256 of {who} is not 64 hex digits"));
+        }
+        if !hashes.insert(&principal.token_sha256) {
+            problems.push(format!("tier {name}: {who} has the same token as another principal"));
+        }
+        let on_tools = matches!(principal.kind, PrincipalKind::McpServer(_));
+        if !places.insert((on_tools, principal.address)) {
+            problems.push(format!("tier {name}: {who} has the same address as another principal"));
+        }
+        if on_tools && tier.tools_address.is_none() {
+            problems.push(format!("tier {name}: {who} is an MCP server, but there is no tools_address to serve it on"));
+        }
+    }
+    for rule in &tier.rules {
+        for principal in rule.principals.iter().filter(|principal| !names.contains(principal)) {
+            problems.push(format!("{}: rule {}: tier {name} has no principal {principal}", rule.source, rule.id));
+        }
+    }
+    let mut servers = BTreeSet::new();
+    for server in &tier.mcp_servers {
+        if !servers.insert(&server.name) {
+            problems.push(format!("tier {name}: MCP server {} is there twice", server.name));
+        }
+    }
+    if let Err(found) = TierPolicy::compile(name, &tier.rules) {
+        problems.extend(found.iter().map(ToString::to_string));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+    use super::*;
+
+    #[test]
+    fn model_routes() {
+        assert_eq!(model_target("https://m.example/v1").unwrap().to_string(), "m.example:443");
+        assert_eq!(model_target("https://m.example:8443/v1").unwrap().to_string(), "m.example:8443");
+        for bad in [
+            "http://m.example/v1",
+            "https://m.example/v1/",
+            "https://127.0.0.1/v1",
+            "https://m.example/v1?x",
+            "m.example",
+        ] {
+            assert!(model_target(bad).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn all_problems_are_found() {
+        let principal = |name: &str, kind: &str, address: &str, hash: &str| {
+            format!(r#"{{"name":"{name}","kind":{kind},"address":"{address}","token_sha256":"{hash}"}}"#)
+        };
+        let hash = "0".repeat(64);
+        let text = format!(
+            r#"{{
+            "common": {{"mode":"drill","bus":{{"url":"tls://x:4222","ca_file":"/a","nkey_seed_file":"/b","inbox_prefix":"_INBOX_x"}},
+                        "telemetry":{{"otlp_endpoint":null,"log_filter":"info"}},"control_socket":"/c"}},
+            "tiers": [{{"name":"tasks","background":false,"tier_address":"10.0.0.2","tools_address":null,
+                "principals":[{},{},{}],
+                "rules":[{{"id":"r","source":"tiers.yaml:9","principals":["nobody"],"hosts":["*"],"methods":[],"paths":[],"inject":null}}],
+                "mcp_servers":[]}}],
+            "intercept_ca_file":"/d","intercept_ca_key_file":"/e","squid":"10.0.0.8:3128","squid_users_dir":"/f",
+            "secrets_dir":"/g","upstream_roots":[],
+            "model":{{"base_url":"http://m.example","key":null,"squid_user":"models","models":{{}}}}}}"#,
+            principal("zeroclaw-tasks", "\"agent\"", "10.0.0.20", &hash),
+            principal("zeroclaw-tasks", "\"agent\"", "10.0.0.20", "zz"),
+            principal("mcp-tasks-x", "{\"mcp-server\":\"x\"}", "10.0.1.30", &hash),
+        );
+        let config: Config = serde_json::from_str(&text).unwrap();
+        let problems = config.problems();
+        for expected in [
+            "upstream_roots",
+            "model.base_url",
+            "zeroclaw-tasks is there twice",
+            "not 64 hex digits",
+            "same address",
+            "same token",
+            "no tools_address",
+            "tiers.yaml:9: rule r: tier tasks has no principal nobody",
+            "entry 1 of hosts",
+        ] {
+            assert!(problems.iter().any(|problem| problem.contains(expected)), "{expected} in {problems:#?}");
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! What the three ingresses share: tiers, principals, secrets, the way out, the bus. Built once from the configuration;
+//! nothing here changes afterwards except counters.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use assistant_proto::config::{BrokerConfig, BrokerTier, McpServer, ModelRoute};
+use assistant_proto::event::{EventId, SecretInjected};
+use assistant_proto::name::{HostName, PrincipalName, SecretName, TierName};
+use http::{HeaderMap, Response};
+use policy::TierPolicy;
+use service_kit::bus::Bus;
+use service_kit::clock;
+use service_kit::task::Tasks;
+use service_kit::turns::Turns;
+use tokio::sync::Semaphore;
+
+use crate::attempt::{Attempt, Left};
+use crate::authority::{Authority, AuthorityError};
+use crate::body::Body;
+use crate::identity::{Directory, ListenerId, Principal, Scheme};
+use crate::refusal::{Counted, Refusal};
+use crate::rewrite::Scrubber;
+use crate::secrets::Secrets;
+use crate::upstream::{SetupError, Upstream};
+
+/// Connections a tier may hold open at the broker, all ingresses together. Each costs two tasks and some buffers.
+const MOST_CONNECTIONS: usize = 256;
+
+/// Why the state could not be built from a configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// Problems of the configuration itself.
+    #[error("the configuration has problems: {}", .0.join("; "))]
+    Config(Vec<String>),
+    /// The interception CA.
+    #[error("the interception CA cannot be used")]
+    Authority(#[from] AuthorityError),
+    /// The way to Squid.
+    #[error("the way out cannot be set up")]
+    Upstream(#[from] SetupError),
+    /// A scrubber cannot be built: too many or too long secrets.
+    #[error("the scrubber of tier {tier} cannot be built")]
+    Scrubber {
+        /// Whose.
+        tier: TierName,
+        /// Why.
+        #[source]
+        source: crate::rewrite::ScrubberError,
+    },
+}
+
+/// Everything the ingresses share.
+#[derive(Debug)]
+pub struct State {
+    /// The tiers by name.
+    pub tiers: BTreeMap<TierName, Arc<Tier>>,
+    /// Who may speak.
+    pub directory: Directory,
+    /// The secrets.
+    pub secrets: Secrets,
+    /// The way out.
+    pub upstream: Upstream,
+    /// Leaves for interception.
+    pub authority: Authority,
+    /// Where model calls go.
+    pub model: ModelRoute,
+    /// Which turn each tier is in.
+    pub turns: Turns,
+    /// Where events go.
+    pub bus: Bus,
+    /// Spawns connection tasks.
+    pub tasks: Tasks,
+    injections: BTreeMap<SecretName, AtomicU64>,
+}
+
+/// A tier as the ingresses see it.
+#[derive(Debug)]
+pub struct Tier {
+    /// Its name; also the name of its Squid user.
+    pub name: TierName,
+    /// Whether requests outside a turn are allowed.
+    pub background: bool,
+    /// What its principals may do.
+    pub policy: TierPolicy,
+    /// Its MCP servers.
+    pub mcp_servers: Vec<McpServer>,
+    /// Finds, in answers, every secret that can be put into this tier's requests.
+    pub scrubber: Arc<Scrubber>,
+    /// One permit per open connection.
+    pub connections: Arc<Semaphore>,
+}
+
+impl State {
+    /// Reads every file the configuration names.
+    ///
+    /// # Errors
+    /// See [`StateError`]. A missing *secret* is not among them: what needs it is refused.
+    pub fn open(config: BrokerConfig, bus: Bus, tasks: Tasks) -> Result<Self, StateError> {
+        let mut problems = Vec::new();
+        let mut policies = BTreeMap::new();
+        for tier in &config.tiers {
+            match TierPolicy::compile(&tier.name, &tier.rules) {
+                Ok(policy) => {
+                    policies.insert(tier.name.clone(), policy);
+                }
+                Err(found) => problems.extend(found.iter().map(ToString::to_string)),
+            }
+        }
+        if !problems.is_empty() {
+            return Err(StateError::Config(problems));
+        }
+        let named: Vec<SecretName> =
+            policies.values().flat_map(TierPolicy::secrets).chain(config.model.key.as_ref()).cloned().collect();
+        let injections = named.iter().map(|name| (name.clone(), AtomicU64::new(0))).collect();
+        let secrets = Secrets::load(&config.secrets_dir, named);
+        let principals = config
+            .tiers
+            .iter()
+            .flat_map(|tier| tier.principals.iter().filter_map(|principal| Principal::new(&tier.name, principal)))
+            .collect();
+        let users = config.tiers.iter().map(|tier| tier.name.as_str()).chain([config.model.squid_user.as_str()]);
+        let upstream =
+            Upstream::new(config.common.mode, config.squid, &config.upstream_roots, &config.squid_users_dir, users)?;
+        let authority = Authority::load(&config.intercept_ca_file, &config.intercept_ca_key_file)?;
+        let mut tiers = BTreeMap::new();
+        for tier in config.tiers {
+            let Some(policy) = policies.remove(&tier.name) else { continue };
+            let tier = Tier::new(tier, policy, &secrets, config.model.key.as_ref())?;
+            tiers.insert(tier.name.clone(), Arc::new(tier));
+        }
+        Ok(Self {
+            tiers,
+            directory: Directory::new(principals),
+            secrets,
+            upstream,
+            authority,
+            model: config.model,
+            turns: Turns::new(),
+            bus,
+            tasks,
+            injections,
+        })
+    }
+
+    /// Who speaks at the model or MCP ingress.
+    ///
+    /// # Errors
+    /// 401 with the reason.
+    pub fn authenticate_bearer(
+        &self,
+        listener: &ListenerId,
+        peer: SocketAddr,
+        headers: &HeaderMap,
+    ) -> Result<&Principal, Refusal> {
+        self.directory.authenticate(listener, peer, headers, Scheme::Bearer)
+    }
+
+    /// Who speaks at the proxy.
+    ///
+    /// # Errors
+    /// 407 with the reason.
+    pub fn authenticate_proxy(
+        &self,
+        listener: &ListenerId,
+        peer: SocketAddr,
+        headers: &HeaderMap,
+    ) -> Result<&Principal, Refusal> {
+        self.directory.authenticate(listener, peer, headers, Scheme::ProxyBasic)
+    }
+
+    /// Whether the tier may do anything now: in a turn, just after one, or always when it says `background: true`.
+    ///
+    /// # Errors
+    /// 403 `outside-turn`.
+    pub fn check_turn(&self, tier: &Tier, attempt: &Attempt) -> Result<(), Refusal> {
+        policy::decide_turn(&tier.name, tier.background, attempt.turn.attachment).map_err(Refusal::from)
+    }
+
+    /// Counts a refusal, exactly once, without answering it (where the protocol has no answer left).
+    pub fn count_denied(&self, attempt: &Attempt, refusal: &Refusal) {
+        let reason = refusal.denial.reason;
+        attempt.span.record("denied", reason);
+        attempt.span.record("otel.status_code", "ERROR");
+        if refusal.counted == Counted::Here {
+            self.bus.emit(&attempt.denied(&refusal.denial), EventId::unique(), Some(attempt.traceparent()));
+        }
+        tracing::info!(
+            parent: &attempt.span,
+            tier = %attempt.tier,
+            principal = attempt.principal.as_ref().map(PrincipalName::as_str),
+            layer = attempt.layer.as_str(),
+            host = %attempt.host,
+            reason,
+            trace_id = attempt.trace_id(),
+            "refused"
+        );
+    }
+
+    /// Counts a refusal, exactly once, and makes the answer for it.
+    #[must_use]
+    pub fn deny(&self, attempt: &Attempt, refusal: &Refusal) -> Response<Body> {
+        self.count_denied(attempt, refusal);
+        attempt.span.record("http.response.status_code", refusal.status.as_u16());
+        refusal.response(&attempt.trace_id())
+    }
+
+    /// Publishes that a request left.
+    pub fn allowed(&self, attempt: &Attempt, left: &Left<'_>) {
+        attempt.span.record("http.response.status_code", left.status);
+        self.bus.emit(&attempt.allowed(left), EventId::unique(), Some(attempt.traceparent()));
+    }
+
+    /// Publishes that a secret was put into a request.
+    pub fn injected(
+        &self,
+        attempt: &Attempt,
+        principal: &PrincipalName,
+        secret: &SecretName,
+        host: &HostName,
+        rule: &str,
+    ) {
+        if let Some(count) = self.injections.get(secret) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        let event = SecretInjected {
+            tier: attempt.tier.clone(),
+            principal: principal.clone(),
+            secret: secret.clone(),
+            host: host.clone(),
+            rule: rule.to_owned(),
+            trace_id: attempt.trace_id(),
+            observed_at: clock::now_rfc3339(),
+        };
+        self.bus.emit(&event, EventId::unique(), Some(attempt.traceparent()));
+    }
+
+    /// How often a secret was put into a request since start.
+    #[must_use]
+    pub fn injections(&self, secret: &SecretName) -> u64 {
+        self.injections.get(secret).map_or(0, |count| count.load(Ordering::Relaxed))
+    }
+}
+
+impl Tier {
+    fn new(
+        tier: BrokerTier,
+        policy: TierPolicy,
+        secrets: &Secrets,
+        model_key: Option<&SecretName>,
+    ) -> Result<Self, StateError> {
+        let values = policy
+            .secrets()
+            .chain(model_key)
+            .filter_map(|name| secrets.value(name).ok())
+            .map(|secret| secret.dangerous_expose().as_bytes());
+        let scrubber =
+            Scrubber::new(values).map_err(|source| StateError::Scrubber { tier: tier.name.clone(), source })?;
+        Ok(Self {
+            name: tier.name,
+            background: tier.background,
+            policy,
+            mcp_servers: tier.mcp_servers,
+            scrubber: Arc::new(scrubber),
+            connections: Arc::new(Semaphore::new(MOST_CONNECTIONS)),
+        })
+    }
+}

@@ -1,0 +1,430 @@
+//! A stand for one ingress: the broker's real state, with a double of Squid in front of a TLS double of the model's host,
+//! all on loopback. What arrives behind the broker is recorded; that is what tests score by.
+//!
+//! The double of Squid knows CONNECT and Basic authentication, nothing else; the real one has its tests elsewhere.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use assistant_proto::config::{BrokerConfig, McpServer};
+use assistant_proto::event::TurnStarted;
+use assistant_proto::name::TurnId;
+use aws_lc_rs::digest;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response, StatusCode};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use secret_broker::state::{State, Tier};
+use serde_json::{Value, json};
+use service_kit::bus::Bus;
+use service_kit::task::{OnEnd, Tasks};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+/// How long anything may take on a busy machine before a test says it will not happen.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const AGENT_TOKEN: &str = "agent-token-0123456789";
+pub(crate) const MODEL_KEY: &str = "sk-model-key-0123456789abcdef";
+pub(crate) const MODEL_HOST: &str = "model.example";
+
+/// A body that a double answers with.
+pub(crate) type DoubleBody = BoxBody<Bytes, Infallible>;
+
+/// A request as it arrived at a double.
+#[derive(Debug, Clone)]
+pub(crate) struct Arrived {
+    pub(crate) method: String,
+    pub(crate) path: String,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+impl Arrived {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap()
+    }
+
+    pub(crate) fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+}
+
+/// Everything that arrived at a double, in order.
+#[derive(Debug, Clone)]
+pub(crate) struct Log<T>(Arc<Mutex<Vec<T>>>);
+
+impl<T: Clone> Log<T> {
+    fn new() -> Self {
+        Self(Arc::default())
+    }
+
+    pub(crate) fn all(&self) -> Vec<T> {
+        self.0.lock().unwrap().clone()
+    }
+
+    fn push(&self, item: T) {
+        self.0.lock().unwrap().push(item);
+    }
+}
+
+/// What may differ between tests.
+pub(crate) struct Setup {
+    pub(crate) background: bool,
+    pub(crate) key_file: bool,
+    pub(crate) mcp_servers: Vec<McpServer>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self { background: true, key_file: true, mcp_servers: Vec::new() }
+    }
+}
+
+/// The stand itself. Everything ends when it is dropped.
+pub(crate) struct Stand {
+    pub(crate) dir: TempDir,
+    pub(crate) state: Arc<State>,
+    pub(crate) tier: Arc<Tier>,
+    pub(crate) bus: Bus,
+    pub(crate) tasks: Tasks,
+    /// Heads of the CONNECTs that Squid's double received.
+    pub(crate) connects: Log<String>,
+    pub(crate) upstream: Log<Arrived>,
+    draining: CancellationToken,
+    stop: CancellationToken,
+}
+
+impl Drop for Stand {
+    fn drop(&mut self) {
+        self.draining.cancel();
+        self.stop.cancel();
+    }
+}
+
+impl Stand {
+    /// `model` answers what reaches the model's host.
+    pub(crate) async fn new<F>(setup: Setup, model: F) -> Self
+    where
+        F: Fn(Arrived) -> Response<DoubleBody> + Send + Sync + 'static,
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let stop = CancellationToken::new();
+        let tasks = Tasks::new(stop.clone());
+        let at = |name: &str| dir.path().join(name);
+        for folder in ["users", "secrets"] {
+            std::fs::create_dir(at(folder)).unwrap();
+        }
+        private(&at("users/tasks"), "tasks-password");
+        private(&at("users/models"), "models-password");
+        if setup.key_file {
+            private(&at("secrets/model_api_key"), MODEL_KEY);
+        }
+        private(&at("wrapper.token"), "wrapper-token");
+
+        let (ca_pem, ca_key) = authority();
+        std::fs::write(at("intercept.pem"), &ca_pem).unwrap();
+        private(&at("intercept.key"), &ca_key.serialize_pem());
+        let (root_pem, root_key) = authority();
+        std::fs::write(at("root.pem"), &root_pem).unwrap();
+
+        let upstream = Log::new();
+        let host = model_host(&tasks, &root_pem, root_key, upstream.clone(), model).await;
+        let connects = Log::new();
+        let squid = squid(&tasks, host, connects.clone()).await;
+
+        let config = json!({
+            "common": {
+                "mode": "drill",
+                "bus": {"url": "tls://127.0.0.1:4222", "ca_file": "/none", "nkey_seed_file": "/none", "inbox_prefix": "_INBOX_x"},
+                "telemetry": {"otlp_endpoint": null, "log_filter": "info"},
+                "control_socket": "/none",
+            },
+            "tiers": [{
+                "name": "tasks",
+                "background": setup.background,
+                "tier_address": "127.0.0.1",
+                "tools_address": null,
+                "principals": [{
+                    "name": "zeroclaw-tasks",
+                    "kind": "agent",
+                    "address": "127.0.0.1",
+                    "token_sha256": hex::encode(digest::digest(&digest::SHA256, AGENT_TOKEN.as_bytes())),
+                }],
+                "rules": [],
+                "mcp_servers": [],
+            }],
+            "intercept_ca_file": at("intercept.pem"),
+            "intercept_ca_key_file": at("intercept.key"),
+            "squid": squid,
+            "squid_users_dir": at("users"),
+            "secrets_dir": at("secrets"),
+            "upstream_roots": [at("root.pem")],
+            "model": {
+                "base_url": format!("https://{MODEL_HOST}/v1"),
+                "key": "model_api_key",
+                "squid_user": "models",
+                "models": {"assistant": "upstream-model"},
+            },
+        });
+        let mut config: BrokerConfig = serde_json::from_value(config).unwrap();
+        config.tiers[0].mcp_servers = setup.mcp_servers;
+        for server in &mut config.tiers[0].mcp_servers {
+            server.token_file = at("wrapper.token");
+        }
+        let bus = Bus::detached();
+        let state = Arc::new(State::open(config, bus.clone(), tasks.clone()).unwrap());
+        let tier = Arc::clone(state.tiers.values().next().unwrap());
+        Self { dir, state, tier, bus, tasks, connects, upstream, draining: CancellationToken::new(), stop }
+    }
+
+    /// Serves the model ingress and returns its address.
+    pub(crate) async fn models(&self) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let serving = secret_broker::models::serve_models(
+            Arc::clone(&self.state),
+            Arc::clone(&self.tier),
+            listener,
+            self.draining.clone(),
+        );
+        self.tasks.spawn("models", OnEnd::Expected, serving);
+        address
+    }
+
+    /// Serves the MCP ingress and returns its address.
+    pub(crate) async fn mcp(&self) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let serving = secret_broker::mcp::serve_mcp(
+            Arc::clone(&self.state),
+            Arc::clone(&self.tier),
+            listener,
+            self.draining.clone(),
+        );
+        self.tasks.spawn("mcp", OnEnd::Expected, serving);
+        address
+    }
+
+    /// Begins a turn of the tier.
+    pub(crate) fn begin_turn(&self) -> TurnId {
+        let turn = TurnId::generate();
+        self.state.turns.started(&TurnStarted {
+            tier: self.tier.name.clone(),
+            turn: turn.clone(),
+            traceparent: service_kit::trace::fresh(),
+            channel: "terminal".to_owned(),
+            conversation: "c".to_owned(),
+            started_at: String::new(),
+        });
+        turn
+    }
+
+    /// Bodies of the events of a type so far.
+    pub(crate) fn events(&self, subject: &str) -> Vec<Value> {
+        self.bus.emitted().into_iter().filter(|(other, _)| other == subject).map(|(_, body)| body).collect()
+    }
+
+    /// Waits until there are `count` events of a type: some are published when a body's last reader lets go of it.
+    pub(crate) async fn wait_for_events(&self, subject: &str, count: usize) -> Vec<Value> {
+        let waited = tokio::time::timeout(PATIENCE, async {
+            loop {
+                let events = self.events(subject);
+                if events.len() >= count {
+                    return events;
+                }
+                tokio::task::yield_now().await;
+            }
+        });
+        waited.await.unwrap_or_else(|_| panic!("no {count} events {subject}: {:?}", self.bus.emitted()))
+    }
+}
+
+/// A whole answer of the broker.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+impl Answer {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {:?}", self.body))
+    }
+
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+}
+
+/// Sends a request on a connection of its own and returns the answer, its body still coming.
+pub(crate) async fn send(address: SocketAddr, request: Request<Full<Bytes>>) -> Response<Incoming> {
+    let stream = TcpStream::connect(address).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    let mut driver = tokio::task::JoinSet::new();
+    driver.spawn(connection);
+    driver.detach_all();
+    tokio::time::timeout(PATIENCE, sender.send_request(request)).await.unwrap().unwrap()
+}
+
+/// The whole answer to a request.
+pub(crate) async fn ask(address: SocketAddr, request: Request<Full<Bytes>>) -> Answer {
+    let (head, body) = send(address, request).await.into_parts();
+    let body = tokio::time::timeout(PATIENCE, body.collect()).await.unwrap().unwrap().to_bytes();
+    Answer { status: head.status, headers: head.headers, body }
+}
+
+/// A POST of JSON by the agent.
+pub(crate) fn post(path: &str, body: impl Into<Bytes>) -> Request<Full<Bytes>> {
+    Request::post(path)
+        .header("host", "door")
+        .header("authorization", format!("Bearer {AGENT_TOKEN}"))
+        .header("content-type", "application/json")
+        .body(Full::new(body.into()))
+        .unwrap()
+}
+
+/// A double that speaks plain HTTP.
+pub(crate) async fn http_double<F, Fut>(tasks: &Tasks, answer: F) -> SocketAddrV4
+where
+    F: Fn(Arrived) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Option<Response<DoubleBody>>> + Send,
+{
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = v4(&listener);
+    let (answer, spawner) = (Arc::new(answer), tasks.clone());
+    tasks.spawn("http-double", OnEnd::Expected, async move {
+        loop {
+            let (stream, _) = listener.accept().await?;
+            let answer = Arc::clone(&answer);
+            spawner.spawn("http-double-connection", OnEnd::Expected, async move {
+                let service = service_fn(move |request| {
+                    let answer = Arc::clone(&answer);
+                    async move { answer(arrived(request).await).await.ok_or(std::io::Error::other("hangs up")) }
+                });
+                let served = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+                drop(served.await);
+                Ok(())
+            });
+        }
+    });
+    address
+}
+
+/// A body of known content.
+pub(crate) fn content(bytes: impl Into<Bytes>) -> DoubleBody {
+    Full::new(bytes.into()).boxed()
+}
+
+async fn arrived(request: Request<Incoming>) -> Arrived {
+    let (head, body) = request.into_parts();
+    Arrived {
+        method: head.method.to_string(),
+        path: head.uri.to_string(),
+        headers: head.headers,
+        body: body.collect().await.unwrap().to_bytes(),
+    }
+}
+
+fn private(path: &Path, content: &str) {
+    std::fs::write(path, content).unwrap();
+    std::fs::set_permissions(path, PermissionsExt::from_mode(0o600)).unwrap();
+}
+
+fn authority() -> (String, KeyPair) {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    (params.self_signed(&key).unwrap().pem(), key)
+}
+
+async fn model_host<F>(tasks: &Tasks, root: &str, root_key: KeyPair, log: Log<Arrived>, answer: F) -> SocketAddrV4
+where
+    F: Fn(Arrived) -> Response<DoubleBody> + Send + Sync + 'static,
+{
+    let issuer = Issuer::from_ca_cert_pem(root, root_key).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let leaf = CertificateParams::new([MODEL_HOST.to_owned()]).unwrap().signed_by(&key, &issuer).unwrap();
+    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![leaf.der().clone()], key)
+        .unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = v4(&listener);
+    let (answer, spawner) = (Arc::new(answer), tasks.clone());
+    tasks.spawn("model-host", OnEnd::Expected, async move {
+        loop {
+            let (stream, _) = listener.accept().await?;
+            let (acceptor, answer, log) = (acceptor.clone(), Arc::clone(&answer), log.clone());
+            spawner.spawn("model-host-connection", OnEnd::Expected, async move {
+                let stream = acceptor.accept(stream).await?;
+                let service = service_fn(move |request| {
+                    let (answer, log) = (Arc::clone(&answer), log.clone());
+                    async move {
+                        let arrived = arrived(request).await;
+                        log.push(arrived.clone());
+                        Ok::<_, Infallible>(answer(arrived))
+                    }
+                });
+                let served = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+                drop(served.await);
+                Ok(())
+            });
+        }
+    });
+    address
+}
+
+async fn squid(tasks: &Tasks, host: SocketAddrV4, log: Log<String>) -> SocketAddrV4 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = v4(&listener);
+    let spawner = tasks.clone();
+    tasks.spawn("squid-double", OnEnd::Expected, async move {
+        loop {
+            let (mut stream, _) = listener.accept().await?;
+            let log = log.clone();
+            spawner.spawn("squid-double-connection", OnEnd::Expected, async move {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(stream.read_u8().await?);
+                }
+                let head = String::from_utf8(head)?;
+                log.push(head.clone());
+                let user = format!("Proxy-Authorization: Basic {}\r\n", STANDARD.encode("models:models-password"));
+                // The real one hangs up on what it denies.
+                if head.starts_with(&format!("CONNECT {MODEL_HOST}:443 HTTP/1.1\r\n")) && head.contains(&user) {
+                    stream.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await?;
+                    let mut peer = TcpStream::connect(host).await?;
+                    tokio::io::copy_bidirectional(&mut stream, &mut peer).await?;
+                }
+                Ok(())
+            });
+        }
+    });
+    address
+}
+
+fn v4(listener: &TcpListener) -> SocketAddrV4 {
+    match listener.local_addr().unwrap() {
+        SocketAddr::V4(address) => SocketAddrV4::new(Ipv4Addr::LOCALHOST, address.port()),
+        SocketAddr::V6(_) => unreachable!("bound to IPv4"),
+    }
+}
