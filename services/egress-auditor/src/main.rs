@@ -1,0 +1,90 @@
+//! egress-auditor's binary: the service, and three commands for a person.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use egress_auditor::{EgressAuditor, client};
+use service_kit::host::{self, ConfigArgument};
+
+#[derive(Debug, Parser)]
+#[command(version, about = "Sees every attempt to leave a tier, explains it, and keeps the record")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs the service until SIGTERM.
+    Run(ConfigArgument),
+    /// Checks the configuration, prints every problem, exits 2 if there is one.
+    CheckConfig(ConfigArgument),
+    /// Prints one trace as a tree: from the chat message to the bytes that left.
+    Trace {
+        #[command(flatten)]
+        socket: SocketArgument,
+        /// Seconds to wait for spans that have not arrived.
+        #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+        wait: u16,
+        /// 32 hex digits, for example the trace_id of an event.
+        trace_id: String,
+    },
+    /// Prints what was denied, why, and what would allow it.
+    Denied {
+        #[command(flatten)]
+        socket: SocketArgument,
+        /// Only this tier.
+        #[arg(long, default_value = "")]
+        tier: String,
+        /// Goes on printing as it happens.
+        #[arg(long)]
+        follow: bool,
+    },
+    /// Verifies the audit store's hash chain; exits 1 if it is broken.
+    Verify {
+        #[command(flatten)]
+        socket: SocketArgument,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct SocketArgument {
+    /// The service's control socket.
+    #[arg(long, value_name = "PATH", default_value = "/run/assistant/egress-auditor.sock")]
+    socket: PathBuf,
+}
+
+fn main() -> ExitCode {
+    match Arguments::parse().command {
+        Command::Run(argument) => host::run::<EgressAuditor>(&argument.config),
+        Command::CheckConfig(argument) => host::check_config::<EgressAuditor>(&argument.config),
+        Command::Trace { socket, wait, trace_id } => ask(async {
+            client::trace(&socket.socket, &trace_id, Duration::from_secs(wait.into())).await.map(|()| true)
+        }),
+        Command::Denied { socket, tier, follow } => {
+            ask(async { client::denied(&socket.socket, &tier, follow).await.map(|()| true) })
+        }
+        Command::Verify { socket } => ask(client::verify(&socket.socket)),
+    }
+}
+
+#[allow(clippy::print_stderr, reason = "a command's errors belong on standard error")]
+fn ask(work: impl Future<Output = anyhow::Result<bool>>) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(work) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

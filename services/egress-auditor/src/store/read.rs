@@ -1,0 +1,220 @@
+//! Reading the audit store: newest records, records as they come, verification, what was not yet published.
+
+use std::path::PathBuf;
+
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, OpenFlags, Row};
+use tokio::sync::watch;
+
+use super::Head;
+use crate::chain;
+use crate::record::{Entry, Record};
+
+/// Rows that are held at a time while the chain is walked.
+const PAGE: u64 = 1000;
+
+const COLUMNS: &str = "sequence, event_id, recorded_at, type, tier, principal, layer, host, port, reason, fix, trace_id, \
+                       count, payload, previous, hash";
+
+/// Which records; empty text means all.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// A tier's name.
+    pub tier: String,
+    /// A CloudEvents type.
+    pub kind: String,
+}
+
+/// Why the store was not read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// SQLite refused.
+    #[error("the audit store cannot be read")]
+    Database(#[from] rusqlite::Error),
+    /// The reading thread ended.
+    #[error("the service is stopping")]
+    Stopping(#[from] tokio::task::JoinError),
+}
+
+/// What a walk along the chain found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verified {
+    /// Records that fit, from the first on.
+    pub records: u64,
+    /// Hash of the last of them.
+    pub head: chain::Hash,
+    /// Sequence of the first record that does not fit, or that is missing.
+    pub broken_at: Option<u64>,
+}
+
+/// Reads the store. Cheap to clone. Each call has its own read-only connection, in a thread that may block.
+#[derive(Debug, Clone)]
+pub struct Reader {
+    path: PathBuf,
+    head: watch::Receiver<Head>,
+}
+
+impl Reader {
+    pub(super) fn new(path: PathBuf, head: watch::Receiver<Head>) -> Self {
+        Self { path, head }
+    }
+
+    /// Changes whenever records were committed.
+    #[must_use]
+    pub fn head(&self) -> watch::Receiver<Head> {
+        self.head.clone()
+    }
+
+    /// The newest `limit` records up to and including `until`, newest first.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub async fn newest(&self, filter: Filter, until: u64, limit: u32) -> Result<Vec<Record>, ReadError> {
+        self.blocking(move |connection| select(connection, &filter, "sequence <= ?1", "sequence DESC", until, limit))
+            .await
+    }
+
+    /// The first `limit` records behind `after`, oldest first.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub async fn after(&self, filter: Filter, after: u64, limit: u32) -> Result<Vec<Record>, ReadError> {
+        self.blocking(move |connection| select(connection, &filter, "sequence > ?1", "sequence ASC", after, limit))
+            .await
+    }
+
+    /// Own events that never came back from the bus, oldest first.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub async fn unpublished(&self, limit: u32) -> Result<Vec<Record>, ReadError> {
+        self.blocking(move |connection| {
+            let sql = format!(
+                "SELECT {COLUMNS} FROM record WHERE event_id IN (SELECT event_id FROM outbox) ORDER BY sequence LIMIT ?1"
+            );
+            let mut statement = connection.prepare(&sql)?;
+            let rows = statement.query_map([limit], record)?;
+            rows.collect()
+        })
+        .await
+    }
+
+    /// Walks the chain from the first record to the last committed one.
+    ///
+    /// # Errors
+    /// When the database as a whole cannot be read. A record that cannot be read is an answer.
+    pub async fn verify(&self) -> Result<Verified, ReadError> {
+        let head = *self.head.borrow();
+        self.blocking(move |connection| verify(connection, head)).await
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, ReadError> {
+        let path = self.path.clone();
+        let outcome = tokio::task::spawn_blocking(move || {
+            let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+            connection.busy_timeout(super::BUSY)?;
+            work(&connection)
+        })
+        .await?;
+        Ok(outcome?)
+    }
+}
+
+fn select(
+    connection: &Connection,
+    filter: &Filter,
+    range: &str,
+    order: &str,
+    bound: u64,
+    limit: u32,
+) -> rusqlite::Result<Vec<Record>> {
+    // `range` and `order` are literals of this module; what comes from outside is bound.
+    let mut sql = format!("SELECT {COLUMNS} FROM record WHERE {range}");
+    let bound = bound.min(i64::MAX.unsigned_abs());
+    let mut bindings: Vec<&dyn rusqlite::ToSql> = vec![&bound, &limit];
+    for (column, value) in [("tier", &filter.tier), ("type", &filter.kind)] {
+        if !value.is_empty() {
+            bindings.push(value);
+            sql.push_str(&format!(" AND {column} = ?{}", bindings.len()));
+        }
+    }
+    sql.push_str(&format!(" ORDER BY {order} LIMIT ?2"));
+    let mut statement = connection.prepare(&sql)?;
+    let rows = statement.query_map(bindings.as_slice(), record)?;
+    rows.collect()
+}
+
+fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
+    Ok(Record { sequence: row.get(0)?, recorded_at: row.get(2)?, entry: entry(row)?, hash: row.get(15)? })
+}
+
+fn entry(row: &Row<'_>) -> rusqlite::Result<Entry> {
+    Ok(Entry {
+        event_id: row.get(1)?,
+        kind: row.get(3)?,
+        tier: row.get(4)?,
+        principal: row.get(5)?,
+        layer: row.get(6)?,
+        host: row.get(7)?,
+        port: row.get(8)?,
+        reason: row.get(9)?,
+        fix: row.get(10)?,
+        trace_id: row.get(11)?,
+        count: row.get(12)?,
+        payload: row.get(13)?,
+        own: false,
+    })
+}
+
+fn verify(connection: &Connection, head: Head) -> rusqlite::Result<Verified> {
+    let mut verified = Verified { records: 0, head: chain::genesis(), broken_at: None };
+    let sql = format!("SELECT {COLUMNS} FROM record WHERE sequence > ?1 ORDER BY sequence LIMIT ?2");
+    let mut statement = connection.prepare(&sql)?;
+    // Records committed while this runs are left to the next walk.
+    while verified.records < head.sequence {
+        let mut rows = statement.query([verified.records, PAGE])?;
+        let before = verified.records;
+        loop {
+            let expected = verified.records.saturating_add(1);
+            if expected > head.sequence {
+                break;
+            }
+            let row = match rows.next() {
+                Ok(Some(row)) => row,
+                Ok(None) => break,
+                // A damaged page: what is on it does not fit.
+                Err(_) => return Ok(Verified { broken_at: Some(expected), ..verified }),
+            };
+            match fits(row, expected, &verified.head) {
+                Some(hash) => verified = Verified { records: expected, head: hash, broken_at: None },
+                None => return Ok(Verified { broken_at: Some(expected), ..verified }),
+            }
+        }
+        if verified.records == before {
+            // Records at the end are missing.
+            return Ok(Verified { broken_at: Some(before.saturating_add(1)), ..verified });
+        }
+    }
+    if verified.head != head.hash {
+        // A whole new chain: consistent in itself, but not the one this process has written.
+        return Ok(Verified { broken_at: Some(head.sequence), ..verified });
+    }
+    Ok(verified)
+}
+
+/// The record's hash, if it is the `expected` one and fits behind `previous`.
+fn fits(row: &Row<'_>, expected: u64, previous: &chain::Hash) -> Option<chain::Hash> {
+    let sequence: u64 = row.get(0).ok()?;
+    let recorded_at: String = row.get(2).ok()?;
+    let entry = entry(row).ok()?;
+    let blob = |column: usize| match row.get_ref(column) {
+        Ok(ValueRef::Blob(bytes)) => chain::Hash::try_from(bytes).ok(),
+        _ => None,
+    };
+    let (stored_previous, stored_hash) = (blob(14)?, blob(15)?);
+    let computed = chain::link(previous, sequence, &recorded_at, &entry);
+    (sequence == expected && stored_previous == *previous && stored_hash == computed).then_some(computed)
+}

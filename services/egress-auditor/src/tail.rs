@@ -1,0 +1,439 @@
+//! Follows Squid's access log by inode and offset, through growth, rotation (`access.log` renamed to `access.log.0`, the
+//! others shifted up), truncation and restarts. Blocking I/O: call it from a thread that may block.
+//!
+//! It returns complete lines as bytes; what they mean is not its business. It may return a line twice (after a
+//! truncation, or when the checkpoint is older than what was read): a line's event has a deterministic id. It never
+//! passes over one, as far as the file still has it.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use aws_lc_rs::digest;
+use serde::{Deserialize, Serialize};
+
+use crate::line::MOST_LINE_BYTES;
+
+/// Read at a time; at least one line of the greatest length and its line feed.
+const CHUNK: usize = 256 * 1024;
+const _: () = assert!(CHUNK > MOST_LINE_BYTES + 1);
+/// The first line tells a file from another that got its inode; so much of it.
+const FINGERPRINT_BYTES: usize = 1024;
+
+/// How far a file was read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    /// Inode of the file.
+    pub inode: u64,
+    /// Hex SHA-256 of the beginning of its first line: inodes are used again.
+    pub fingerprint: String,
+    /// The first byte not yet taken.
+    pub offset: u64,
+}
+
+/// What a read found.
+#[derive(Debug, Default)]
+pub struct Read {
+    /// Complete lines without line feed. `None` stands for a line too long to be one.
+    pub lines: Vec<Option<Vec<u8>>>,
+    /// There was nothing more at that moment.
+    pub at_end: bool,
+}
+
+/// The log as one stream of lines.
+#[derive(Debug)]
+pub struct Tail {
+    directory: PathBuf,
+    name: String,
+    resume: Option<Position>,
+    current: Option<Current>,
+}
+
+#[derive(Debug)]
+struct Current {
+    file: File,
+    inode: u64,
+    fingerprint: Option<String>,
+    offset: u64,
+    /// Within a line that is too long: its bytes are passed over up to the next line feed.
+    skipping: bool,
+    /// The path was seen to name another file; what this one still holds is read first.
+    superseded: bool,
+}
+
+impl Tail {
+    /// Follows `directory/name` from `resume`, or from the oldest file there is.
+    #[must_use]
+    pub fn new(directory: &Path, name: &str, resume: Option<Position>) -> Self {
+        Self { directory: directory.to_owned(), name: name.to_owned(), resume, current: None }
+    }
+
+    /// How far it came; none before the first complete line.
+    #[must_use]
+    pub fn position(&self) -> Option<Position> {
+        match &self.current {
+            Some(current) => current.fingerprint.clone().map(|fingerprint| Position {
+                inode: current.inode,
+                fingerprint,
+                offset: current.offset,
+            }),
+            None => self.resume.clone(),
+        }
+    }
+
+    /// Reads on, at most one chunk. A log that does not exist yet is at its end.
+    ///
+    /// # Errors
+    /// When a file cannot be opened or read. The next call tries again from the same place.
+    pub fn read(&mut self) -> io::Result<Read> {
+        let mut current = match self.current.take() {
+            Some(current) => current,
+            None => match self.open_first()? {
+                Some(current) => current,
+                None => return Ok(Read { lines: Vec::new(), at_end: true }),
+            },
+        };
+        let outcome = self.read_on(&mut current);
+        self.current = Some(current);
+        outcome
+    }
+
+    fn read_on(&self, current: &mut Current) -> io::Result<Read> {
+        let mut buffer = vec![0_u8; CHUNK];
+        loop {
+            current.check_truncation()?;
+            let length = current.file.read_at(&mut buffer, current.offset)?;
+            let read = current.split(buffer.get(..length).unwrap_or_default());
+            if !read.lines.is_empty() || length == CHUNK {
+                return Ok(read);
+            }
+            let next = self.next_after(current.inode)?;
+            let Some(next) = next else { return Ok(Read { lines: Vec::new(), at_end: true }) };
+            if !current.superseded {
+                // Squid may have written to this file until just before it was renamed: read it once more.
+                current.superseded = true;
+                continue;
+            }
+            let rest = current.rest(buffer.get(..length).unwrap_or_default());
+            *current = Current::open(&next, 0)?;
+            if let Some(rest) = rest {
+                return Ok(Read { lines: vec![rest], at_end: false });
+            }
+        }
+    }
+
+    /// The file of the checkpoint, wherever rotation has moved it; without one the oldest.
+    fn open_first(&self) -> io::Result<Option<Current>> {
+        let files = self.files()?;
+        if let Some(resume) = &self.resume {
+            for path in &files {
+                let current = Current::open(path, resume.offset)?;
+                if current.inode == resume.inode
+                    && current.fingerprint.as_deref() == Some(resume.fingerprint.as_str())
+                    && current.file.metadata()?.len() >= resume.offset
+                {
+                    return Ok(Some(current));
+                }
+            }
+            if !files.is_empty() {
+                tracing::warn!(
+                    "the checkpointed log file is gone; reading all that there is, known lines are recognised"
+                );
+            }
+        }
+        files.first().map(|path| Current::open(path, 0)).transpose()
+    }
+
+    /// The file that follows the one with `inode`, if there is one. One that rotation deleted is followed by the oldest.
+    fn next_after(&self, inode: u64) -> io::Result<Option<PathBuf>> {
+        let files = self.files()?;
+        let mut at = None;
+        for (index, path) in files.iter().enumerate() {
+            if inode_of(path)? == Some(inode) {
+                at = Some(index);
+            }
+        }
+        Ok(match at {
+            Some(at) => files.get(at.saturating_add(1)).cloned(),
+            None => files.first().cloned(),
+        })
+    }
+
+    /// The log and its rotated forms, oldest first.
+    fn files(&self) -> io::Result<Vec<PathBuf>> {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(&self.directory)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let Some(rest) = name.to_str().and_then(|name| name.strip_prefix(&self.name)) else { continue };
+            let age = match rest.strip_prefix('.') {
+                None if rest.is_empty() => 0,
+                Some(number) => match number.parse::<u32>() {
+                    Ok(number) => u64::from(number).saturating_add(1),
+                    Err(_) => continue,
+                },
+                None => continue,
+            };
+            found.push((age, entry.path()));
+        }
+        found.sort_by_key(|(age, _)| std::cmp::Reverse(*age));
+        Ok(found.into_iter().map(|(_, path)| path).collect())
+    }
+}
+
+impl Current {
+    fn open(path: &Path, offset: u64) -> io::Result<Self> {
+        // The volume is Squid's. A symlink or a pipe in place of the log is not followed, and does not block.
+        let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK | nix::libc::O_CLOEXEC;
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(flags)
+            .open(path)
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{} is not a file", path.display())));
+        }
+        let fingerprint = fingerprint(&file)?;
+        Ok(Self { file, inode: metadata.ino(), fingerprint, offset, skipping: false, superseded: false })
+    }
+
+    /// A file that is shorter than what was read of it, or begins differently, was truncated: it is read anew.
+    fn check_truncation(&mut self) -> io::Result<()> {
+        let now = fingerprint(&self.file)?;
+        let shorter = self.file.metadata()?.len() < self.offset;
+        if shorter || (self.fingerprint.is_some() && now != self.fingerprint) {
+            tracing::warn!(offset = self.offset, "Squid's log was truncated; reading it from its beginning");
+            self.offset = 0;
+            self.skipping = false;
+        }
+        self.fingerprint = now;
+        Ok(())
+    }
+
+    /// Takes the complete lines of what was read at the offset.
+    fn split(&mut self, bytes: &[u8]) -> Read {
+        let mut read = Read::default();
+        let mut rest = bytes;
+        while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+            let (line, after) = rest.split_at(end);
+            rest = after.get(1..).unwrap_or_default();
+            self.advance(end.saturating_add(1));
+            let too_long = std::mem::take(&mut self.skipping) || line.len() > MOST_LINE_BYTES;
+            read.lines.push((!too_long).then(|| line.to_vec()));
+        }
+        if rest.len() > MOST_LINE_BYTES {
+            self.skipping = true;
+            self.advance(rest.len());
+        }
+        read
+    }
+
+    /// What a file ends with that has no line feed: Squid was killed while it wrote.
+    fn rest(&mut self, bytes: &[u8]) -> Option<Option<Vec<u8>>> {
+        if self.skipping {
+            return Some(None);
+        }
+        (!bytes.is_empty()).then(|| Some(bytes.to_vec()))
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.offset = self.offset.saturating_add(u64::try_from(count).unwrap_or(u64::MAX));
+    }
+}
+
+fn inode_of(path: &Path) -> io::Result<Option<u64>> {
+    match std::fs::symlink_metadata(path) {
+        Ok(metadata) => Ok(Some(metadata.ino())),
+        // Renamed since the directory was read; the next look finds it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn fingerprint(file: &File) -> io::Result<Option<String>> {
+    let mut buffer = [0_u8; FINGERPRINT_BYTES];
+    let length = file.read_at(&mut buffer, 0)?;
+    let bytes = buffer.get(..length).unwrap_or_default();
+    let line = match bytes.iter().position(|byte| *byte == b'\n') {
+        Some(end) => bytes.get(..end).unwrap_or_default(),
+        None if length == FINGERPRINT_BYTES => bytes,
+        // It may still grow.
+        None => return Ok(None),
+    };
+    Ok(Some(hex::encode(digest::digest(&digest::SHA256, line))))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+    use std::io::Write;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    struct Log {
+        directory: tempfile::TempDir,
+    }
+
+    impl Log {
+        fn new() -> Self {
+            Self { directory: tempfile::tempdir().unwrap() }
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.directory.path().join(name)
+        }
+
+        fn append(&self, text: &str) {
+            let mut file = OpenOptions::new().create(true).append(true).open(self.path("access.log")).unwrap();
+            file.write_all(text.as_bytes()).unwrap();
+        }
+
+        fn rotate(&self) {
+            for number in (0..8).rev() {
+                let from = self.path(&format!("access.log.{number}"));
+                if from.exists() {
+                    std::fs::rename(from, self.path(&format!("access.log.{}", number + 1))).unwrap();
+                }
+            }
+            std::fs::rename(self.path("access.log"), self.path("access.log.0")).unwrap();
+        }
+
+        fn tail(&self, resume: Option<Position>) -> Tail {
+            Tail::new(self.directory.path(), "access.log", resume)
+        }
+    }
+
+    fn all(tail: &mut Tail) -> Vec<String> {
+        let mut lines = Vec::new();
+        loop {
+            let read = tail.read().unwrap();
+            lines.extend(
+                read.lines
+                    .iter()
+                    .map(|l| l.as_ref().map_or("TOO LONG".into(), |l| String::from_utf8(l.clone()).unwrap())),
+            );
+            if read.at_end {
+                return lines;
+            }
+        }
+    }
+
+    #[test]
+    fn growth_and_half_lines() {
+        let log = Log::new();
+        let mut tail = log.tail(None);
+        assert!(all(&mut tail).is_empty(), "no log yet");
+        assert_eq!(tail.position(), None);
+        log.append("a\nb");
+        assert_eq!(all(&mut tail), ["a"]);
+        log.append("c\n\nd\n");
+        assert_eq!(all(&mut tail), ["bc", "", "d"]);
+        assert!(all(&mut tail).is_empty());
+    }
+
+    #[test]
+    fn rotation_loses_and_repeats_nothing() {
+        let log = Log::new();
+        log.append("a\n");
+        let mut tail = log.tail(None);
+        assert_eq!(all(&mut tail), ["a"]);
+        log.append("b\n");
+        log.rotate();
+        log.append("c\n");
+        log.rotate();
+        log.append("d\n");
+        assert_eq!(all(&mut tail), ["b", "c", "d"]);
+        // The half line of a killed Squid is handed out when its file is done with.
+        log.append("half");
+        log.rotate();
+        log.append("e\n");
+        assert_eq!(all(&mut tail), ["half", "e"]);
+    }
+
+    #[test]
+    fn a_checkpoint_is_found_again_wherever_rotation_moved_it() {
+        let log = Log::new();
+        log.append("a\nb\n");
+        let mut tail = log.tail(None);
+        assert_eq!(all(&mut tail), ["a", "b"]);
+        let position = tail.position();
+        log.append("c\n");
+        log.rotate();
+        log.append("d\n");
+        log.rotate();
+        log.append("e\n");
+        assert_eq!(all(&mut log.tail(position.clone())), ["c", "d", "e"]);
+        // Gone altogether: everything there is, from the oldest on.
+        std::fs::remove_file(log.path("access.log.1")).unwrap();
+        assert_eq!(all(&mut log.tail(position)), ["d", "e"]);
+    }
+
+    #[test]
+    fn truncation_is_noticed_even_when_the_file_has_grown_past_it() {
+        let log = Log::new();
+        log.append("first\nsecond\n");
+        let mut tail = log.tail(None);
+        assert_eq!(all(&mut tail).len(), 2);
+        File::create(log.path("access.log")).unwrap();
+        log.append("x\n");
+        assert_eq!(all(&mut tail), ["x"], "shorter");
+        File::create(log.path("access.log")).unwrap();
+        log.append("yy\nlonger than before\n");
+        assert_eq!(all(&mut tail), ["yy", "longer than before"]);
+        // The same inode with another beginning is not the file of the checkpoint.
+        let position = tail.position();
+        File::create(log.path("access.log")).unwrap();
+        log.append("zz\nlonger than ever before, by far\n");
+        assert_eq!(all(&mut log.tail(position)).first().map(String::as_str), Some("zz"));
+    }
+
+    #[test]
+    fn a_line_too_long_is_passed_over_and_said() {
+        let log = Log::new();
+        log.append("a\n");
+        let mut tail = log.tail(None);
+        assert_eq!(all(&mut tail), ["a"]);
+        log.append(&"x".repeat(MOST_LINE_BYTES + CHUNK));
+        assert!(all(&mut tail).is_empty());
+        log.append("\nb\n");
+        assert_eq!(all(&mut tail), ["TOO LONG", "b"]);
+        log.append(&format!("{}\nc\n", "y".repeat(MOST_LINE_BYTES + 1)));
+        assert_eq!(all(&mut tail), ["TOO LONG", "c"]);
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_refused() {
+        let log = Log::new();
+        std::os::unix::fs::symlink("/etc/hostname", log.path("access.log")).unwrap();
+        assert!(log.tail(None).read().is_err());
+        let none = Tail::new(Path::new("/nonexistent"), "access.log", None).read();
+        assert!(none.is_err());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        /// Whatever is done to the log between reads and restarts, each line comes out once and in order.
+        #[test]
+        fn each_line_once(steps in proptest::collection::vec(0u8..5, 1..40)) {
+            let log = Log::new();
+            let mut tail = log.tail(None);
+            let (mut written, mut seen) = (0, Vec::new());
+            let rotations = steps.iter().filter(|step| **step == 2).count();
+            for step in steps {
+                match step {
+                    0 | 1 => { log.append(&format!("{written}\n")); written += 1; }
+                    2 if rotations < 8 && log.path("access.log").exists() => log.rotate(),
+                    3 => seen.extend(all(&mut tail)),
+                    _ => { let position = tail.position(); if position.is_some() || seen.is_empty() { tail = log.tail(position); } }
+                }
+            }
+            seen.extend(all(&mut tail));
+            prop_assert_eq!(seen, (0..written).map(|n| n.to_string()).collect::<Vec<_>>());
+        }
+    }
+}

@@ -1,0 +1,424 @@
+//! What the lines of Squid's log mean, taken together. Pure.
+//!
+//! A tunnel has two lines, joined on the client's address and port: one at the decision (with server name, mode and
+//! `traceparent`), one at the close (with bytes and the peer's address). A tunnel that could not be connected has a
+//! second line of status 5xx instead. A denial delivered inside TLS has an echo with status 403. Measured on
+//! Squid 5.7; the tests are its own lines.
+//!
+//! One attempt is one [`Finding`]. What cannot be explained is a finding too: nothing is dropped because it is new.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use crate::line::{BumpMode, Line, Outcome};
+
+/// Tunnels that may be open at once. Beyond it the oldest is recorded as left, without its bytes; Squid itself has
+/// fewer file descriptors than this by default (1,024 for both sides).
+pub const MOST_OPEN: usize = 8192;
+
+/// Why Squid refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// Not on the tier's list, or not on the floor's.
+    HostNotAllowed,
+    /// An address instead of a name.
+    AddressLiteral,
+    /// Not 443.
+    PortNotAllowed,
+    /// No or wrong proxy credentials.
+    NotAuthenticated,
+    /// The ClientHello named no server.
+    NoServerName,
+    /// The ClientHello named another server than the CONNECT.
+    ServerNameMismatch,
+    /// The tunnel was cut although the names agree: the list changed or the helper refused.
+    ServerNameNotAllowed,
+    /// What came in the tunnel was not TLS.
+    NotTls,
+    /// Not a request at all.
+    NotARequest,
+}
+
+impl Reason {
+    /// Stable code of the event.
+    #[must_use]
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::HostNotAllowed => "host-not-allowed",
+            Self::AddressLiteral => "address-literal",
+            Self::PortNotAllowed => "port-not-allowed",
+            Self::NotAuthenticated => "not-authenticated",
+            Self::NoServerName => "no-server-name",
+            Self::ServerNameMismatch => "server-name-mismatch",
+            Self::ServerNameNotAllowed => "server-name-not-allowed",
+            Self::NotTls => "not-tls",
+            Self::NotARequest => "not-a-request",
+        }
+    }
+}
+
+/// One attempt, as far as it is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Finding {
+    /// Squid refused it.
+    Denied {
+        /// The line that says so.
+        line: Line,
+        /// Why.
+        reason: Reason,
+    },
+    /// It left, or would have if the peer had answered.
+    Left {
+        /// The decision, unless it was logged before our time.
+        decided: Option<Box<Line>>,
+        /// The close, unless it never was logged (Squid was killed).
+        closed: Option<Box<Line>>,
+    },
+    /// No rule here explains the line.
+    Unexplained(Line),
+}
+
+type Client = (IpAddr, u16);
+
+#[derive(Debug)]
+enum State {
+    Decided {
+        line: Box<Line>,
+        age: u64,
+    },
+    /// An echo with status 403 may follow.
+    Denied {
+        age: u64,
+    },
+}
+
+impl State {
+    fn age(&self) -> u64 {
+        match self {
+            Self::Decided { age, .. } | Self::Denied { age } => *age,
+        }
+    }
+}
+
+/// Joins lines to findings. Bounded: [`MOST_OPEN`] tunnels.
+#[derive(Debug, Default)]
+pub struct Joiner {
+    states: HashMap<Client, State>,
+    clock: u64,
+}
+
+impl Joiner {
+    /// Goes on with tunnels that were open at a checkpoint.
+    #[must_use]
+    pub fn resume(open: Vec<Line>) -> Self {
+        let mut joiner = Self::default();
+        for line in open {
+            if let Some(client) = client(&line) {
+                let age = joiner.tick();
+                joiner.states.insert(client, State::Decided { line: Box::new(line), age });
+            }
+        }
+        joiner
+    }
+
+    /// The open tunnels, for a checkpoint.
+    #[must_use]
+    pub fn open(&self) -> Vec<Line> {
+        let mut open: Vec<(u64, &Line)> = self
+            .states
+            .values()
+            .filter_map(|state| match state {
+                State::Decided { line, age } => Some((*age, line.as_ref())),
+                State::Denied { .. } => None,
+            })
+            .collect();
+        open.sort_by_key(|(age, _)| *age);
+        open.into_iter().map(|(_, line)| line.clone()).collect()
+    }
+
+    /// Takes the next line; returns what became known by it.
+    pub fn take(&mut self, line: Line) -> Vec<Finding> {
+        let Some(client) = client(&line) else { return Vec::from_iter(self.explain_alone(line)) };
+        match line.outcome {
+            Outcome::Denied => {
+                let reason = denial(&line);
+                let mut findings = self.remember_denial(client);
+                findings.push(Finding::Denied { line, reason });
+                findings
+            }
+            Outcome::Tunnel => vec![Finding::Left { decided: self.decision(client), closed: Some(Box::new(line)) }],
+            Outcome::Undecided => self.undecided(client, line),
+        }
+    }
+
+    fn undecided(&mut self, client: Client, line: Line) -> Vec<Finding> {
+        match (line.status, line.mode) {
+            (200, BumpMode::Splice) => self.remember_decision(client, line),
+            // Cut off after the ClientHello; no second line follows.
+            (200, BumpMode::Terminate) => {
+                let reason = termination(&line);
+                let mut findings = self.forget(client);
+                findings.push(Finding::Denied { line, reason });
+                findings
+            }
+            // The client left before the ClientHello was there: nothing went out and nothing was refused.
+            (200, BumpMode::Peek | BumpMode::Stare) if line.aborted || gone(&line) => self.forget(client),
+            (200, BumpMode::Peek | BumpMode::Stare) => {
+                let mut findings = self.forget(client);
+                findings.push(Finding::Denied { line, reason: Reason::NotTls });
+                findings
+            }
+            (403, _) => match self.states.remove(&client) {
+                // The echo of a denial that was delivered inside TLS: counted already.
+                Some(State::Denied { .. }) => Vec::new(),
+                Some(State::Decided { line: decided, .. }) => vec![
+                    Finding::Left { decided: Some(decided), closed: None },
+                    Finding::Denied { line, reason: Reason::HostNotAllowed },
+                ],
+                None => vec![Finding::Denied { line, reason: Reason::HostNotAllowed }],
+            },
+            // The tunnel could not be connected.
+            (500..=599, BumpMode::Splice) => {
+                vec![Finding::Left { decided: self.decision(client), closed: Some(Box::new(line)) }]
+            }
+            _ => Vec::from_iter(self.explain_alone(line)),
+        }
+    }
+
+    /// Lines that belong to no tunnel.
+    #[allow(clippy::unused_self, reason = "the counterpart of `take`; callers read better")]
+    fn explain_alone(&self, line: Line) -> Option<Finding> {
+        match (line.host.is_some(), line.status) {
+            // A connection that ended without a request: what is left of a tunnel, or a health check.
+            (false, 0) => None,
+            (false, 400..=499) => Some(Finding::Denied { line, reason: Reason::NotARequest }),
+            _ if line.outcome == Outcome::Denied => {
+                let reason = denial(&line);
+                Some(Finding::Denied { line, reason })
+            }
+            _ => Some(Finding::Unexplained(line)),
+        }
+    }
+
+    fn decision(&mut self, client: Client) -> Option<Box<Line>> {
+        match self.states.remove(&client) {
+            Some(State::Decided { line, .. }) => Some(line),
+            Some(State::Denied { .. }) | None => None,
+        }
+    }
+
+    /// Forgets the client's state; an open tunnel whose close was never logged is a finding.
+    fn forget(&mut self, client: Client) -> Vec<Finding> {
+        self.decision(client).map(|line| Finding::Left { decided: Some(line), closed: None }).into_iter().collect()
+    }
+
+    fn remember_denial(&mut self, client: Client) -> Vec<Finding> {
+        let age = self.tick();
+        let mut findings = self.forget(client);
+        self.states.insert(client, State::Denied { age });
+        findings.extend(self.shrink());
+        findings
+    }
+
+    fn remember_decision(&mut self, client: Client, line: Line) -> Vec<Finding> {
+        let age = self.tick();
+        let mut findings = self.forget(client);
+        self.states.insert(client, State::Decided { line: Box::new(line), age });
+        findings.extend(self.shrink());
+        findings
+    }
+
+    fn shrink(&mut self) -> Option<Finding> {
+        if self.states.len() <= MOST_OPEN {
+            return None;
+        }
+        // A scan of 8,192 entries, at most once a line and only when full.
+        let oldest = self.states.iter().min_by_key(|(_, state)| state.age()).map(|(client, _)| *client)?;
+        self.decision(oldest).map(|line| Finding::Left { decided: Some(line), closed: None })
+    }
+
+    fn tick(&mut self) -> u64 {
+        self.clock = self.clock.saturating_add(1);
+        self.clock
+    }
+}
+
+fn client(line: &Line) -> Option<Client> {
+    Some((line.client?, line.client_port?))
+}
+
+fn gone(line: &Line) -> bool {
+    line.error.as_ref().is_some_and(|error| error.as_str() == "ERR_CLIENT_GONE")
+}
+
+fn denial(line: &Line) -> Reason {
+    let host = line.host.as_ref().map_or("", |host| host.as_str());
+    if line.status == 407 {
+        Reason::NotAuthenticated
+    } else if host.bytes().all(|b| b.is_ascii_digit() || b == b'.') || host.starts_with('[') || host.contains("%5B") {
+        Reason::AddressLiteral
+    } else if line.port.is_some_and(|port| port != 443) {
+        Reason::PortNotAllowed
+    } else {
+        Reason::HostNotAllowed
+    }
+}
+
+fn termination(line: &Line) -> Reason {
+    match (&line.sni, &line.host) {
+        (None, _) => Reason::NoServerName,
+        (Some(sni), Some(host)) if sni.as_str().eq_ignore_ascii_case(host.as_str()) => Reason::ServerNameNotAllowed,
+        _ => Reason::ServerNameMismatch,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A line as Squid 5.7 wrote it, by the fields that differ.
+    fn line(sport: u16, host: &str, st: u16, ss: &str, sni: &str, mode: &str, err: &str) -> Line {
+        let text = format!(
+            r#"{{"ts":1795363871.092,"start":1795363871.036,"seq":0,"mx":53,"src":"127.0.0.1","sport":{sport},"host":"{host}","port":"443","dst":"-","st":{st},"ss":"{ss}","in":174,"out":9,"ms":56,"sni":"{sni}","mode":"{mode}","err":"{err}","tier":"-","user":"-","tp":"-"}}"#
+        );
+        Line::parse(text.as_bytes()).unwrap()
+    }
+
+    fn reasons(findings: &[Finding]) -> Vec<&'static str> {
+        findings
+            .iter()
+            .map(|finding| match finding {
+                Finding::Denied { reason, .. } => reason.code(),
+                Finding::Left { decided: Some(_), closed: Some(closed) } if closed.status == 200 => "left",
+                Finding::Left { decided: Some(_), closed: Some(_) } => "unreachable",
+                Finding::Left { decided: None, closed: Some(_) } => "left-undecided",
+                Finding::Left { decided: Some(_), closed: None } => "left-unclosed",
+                Finding::Left { decided: None, closed: None } => panic!("nothing known of it"),
+                Finding::Unexplained(_) => "unexplained",
+            })
+            .collect()
+    }
+
+    #[test]
+    fn what_squid_wrote_and_what_it_means() {
+        let a = "good.example";
+        let table: [(&str, Vec<Line>, Vec<&str>); 17] = [
+            (
+                "a tunnel",
+                vec![line(1, a, 200, "NONE_NONE", a, "splice", "-"), line(1, a, 200, "TCP_TUNNEL", a, "splice", "-")],
+                vec!["left"],
+            ),
+            (
+                "foreign name",
+                vec![line(1, a, 200, "NONE_NONE", "evil.example", "terminate", "-")],
+                vec!["server-name-mismatch"],
+            ),
+            ("no name", vec![line(1, a, 200, "NONE_NONE", "-", "terminate", "-")], vec!["no-server-name"]),
+            ("same name", vec![line(1, a, 200, "NONE_NONE", a, "terminate", "-")], vec!["server-name-not-allowed"]),
+            ("denied", vec![line(1, a, 200, "TCP_DENIED", "-", "bump", "TCP_RESET")], vec!["host-not-allowed"]),
+            (
+                "literal",
+                vec![line(1, "127.0.0.1", 200, "TCP_DENIED", "-", "bump", "TCP_RESET")],
+                vec!["address-literal"],
+            ),
+            (
+                "no credentials",
+                vec![line(1, a, 407, "TCP_DENIED", "-", "-", "ERR_CACHE_ACCESS_DENIED")],
+                vec!["not-authenticated"],
+            ),
+            (
+                "unreachable, with what is left of the connection",
+                vec![
+                    line(1, a, 200, "NONE_NONE", a, "splice", "-"),
+                    line(1, a, 503, "NONE_NONE", a, "splice", "-"),
+                    line(1, "-", 0, "NONE_NONE", "-", "-", "-"),
+                ],
+                vec!["unreachable"],
+            ),
+            (
+                "denied inside TLS, with its echo",
+                vec![
+                    line(1, a, 200, "TCP_DENIED", a, "bump", "TCP_RESET"),
+                    line(1, a, 403, "NONE_NONE", a, "-", "TCP_RESET"),
+                ],
+                vec!["host-not-allowed"],
+            ),
+            ("an echo alone", vec![line(1, a, 403, "NONE_NONE", a, "-", "TCP_RESET")], vec!["host-not-allowed"]),
+            ("garbage", vec![line(1, "-", 400, "NONE_NONE", "-", "-", "-")], vec!["not-a-request"]),
+            (
+                "plain text in the tunnel",
+                vec![line(1, a, 200, "NONE_NONE", "-", "peek", "ERR_PROTOCOL_UNKNOWN")],
+                vec!["not-tls"],
+            ),
+            (
+                "left before it began",
+                vec![line(1, a, 200, "NONE_NONE_ABORTED", "-", "peek", "ERR_CLIENT_GONE")],
+                vec![],
+            ),
+            ("health check", vec![line(1, "-", 0, "NONE_NONE", "-", "-", "ERR_CLIENT_GONE")], vec![]),
+            (
+                "two clients",
+                vec![line(1, a, 200, "NONE_NONE", a, "splice", "-"), line(2, a, 200, "TCP_TUNNEL", a, "splice", "-")],
+                vec!["left-undecided"],
+            ),
+            (
+                "the port is used again",
+                vec![line(1, a, 200, "NONE_NONE", a, "splice", "-"), line(1, a, 200, "NONE_NONE", a, "splice", "-")],
+                vec!["left-unclosed"],
+            ),
+            ("squid decrypts", vec![line(1, a, 200, "NONE_NONE", a, "bump", "-")], vec!["unexplained"]),
+        ];
+        for (name, lines, expected) in table {
+            let mut joiner = Joiner::default();
+            let findings: Vec<_> = lines.into_iter().flat_map(|line| joiner.take(line)).collect();
+            assert_eq!(reasons(&findings), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn open_tunnels_survive_a_checkpoint() {
+        let mut joiner = Joiner::default();
+        assert!(joiner.take(line(7, "a.b", 200, "NONE_NONE", "a.b", "splice", "-")).is_empty());
+        let mut joiner = Joiner::resume(joiner.open());
+        assert_eq!(reasons(&joiner.take(line(7, "a.b", 200, "TCP_TUNNEL", "a.b", "splice", "-"))), ["left"]);
+        assert!(joiner.open().is_empty());
+    }
+
+    #[test]
+    fn bounded_and_nothing_lost() {
+        let mut joiner = Joiner::default();
+        let mut left = 0;
+        for sport in 1..=u16::try_from(MOST_OPEN).unwrap() + 5 {
+            left += joiner.take(line(sport, "a.b", 200, "NONE_NONE", "a.b", "splice", "-")).len();
+        }
+        assert_eq!((left, joiner.open().len()), (5, MOST_OPEN));
+        assert_eq!(joiner.open().first().and_then(|l| l.client_port), Some(6));
+    }
+
+    proptest! {
+        /// However lines come, every decision and every close and every denial ends in exactly one finding.
+        #[test]
+        fn each_attempt_once(kinds in proptest::collection::vec((1u16..4, 0u8..4), 0..60)) {
+            let mut joiner = Joiner::default();
+            let (mut denied, mut decided, mut closed) = (0, 0, 0);
+            let mut findings = Vec::new();
+            for (sport, kind) in kinds {
+                let (st, ss, mode) = match kind {
+                    0 => { decided += 1; (200, "NONE_NONE", "splice") }
+                    1 => { closed += 1; (200, "TCP_TUNNEL", "splice") }
+                    2 => { denied += 1; (200, "TCP_DENIED", "bump") }
+                    _ => { denied += 1; (200, "NONE_NONE", "terminate") }
+                };
+                findings.extend(joiner.take(line(sport, "a.b", st, ss, "a.b", mode, "-")));
+            }
+            let count = |f: fn(&Finding) -> bool| findings.iter().filter(|x| f(x)).count();
+            prop_assert_eq!(count(|f| matches!(f, Finding::Denied { .. })), denied);
+            prop_assert_eq!(count(|f| matches!(f, Finding::Left { closed: Some(_), .. })), closed);
+            prop_assert_eq!(count(|f| matches!(f, Finding::Left { decided: Some(_), .. })) + joiner.open().len(), decided);
+        }
+    }
+}
