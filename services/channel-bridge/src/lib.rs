@@ -1,1 +1,23 @@
-//! Placeholder.
+//! channel-bridge holds the conversations, so that the agents do not: it takes messages in, drives the turns that answer
+//! them, relays what an agent asks a person, and sends the reply once.
+//!
+//! Owned here: inbox and outbox (on JetStream), the conversation with each tier's ZeroClaw over `/acp`, the dialogue of
+//! approvals, the terminal channel with its gRPC and its client. Not here: what an agent may reach (secret-broker), what
+//! it tried (egress-auditor), whether it runs (tier-supervisor). An agent never sees a credential of a channel, and
+//! nothing an agent says reaches a person before it was made harmless.
+
+pub mod acp;
+pub mod approvals;
+pub mod channels;
+pub mod chat;
+pub mod config;
+pub mod control;
+pub mod envelope;
+pub mod inbox;
+pub mod outbox;
+pub mod post;
+pub mod record;
+pub mod registry;
+pub mod route;
+pub mod service;
+pub mod turn;

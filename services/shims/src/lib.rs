@@ -1,1 +1,11 @@
-//! Placeholder.
+//! Small programs that live inside other containers: the HTTP face of a stdio MCP server, and two helpers of Squid.
+//!
+//! Here are their parts that can be tested without the container around them; `src/bin/` holds the thin programs. They
+//! know nothing of tiers, events or the bus, and depend on no service: what runs beside a third-party program should be
+//! small enough to read.
+
+pub mod helper;
+pub mod sni;
+pub mod users;
+pub mod visible;
+pub mod wrapper;

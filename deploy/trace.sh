@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Prints a turn as one tree, from the chat message to the bytes that left: deploy/trace.sh <trace id>
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/lib/ui.sh"
+
+case ${1:-} in
+  --help | -h | '')
+    echo "Usage: deploy/trace.sh <trace id>    the id is shown by the chat, and by: nats sub 'egress.denied.>'"
+    [ -n "${1:-}" ] || exit 2
+    exit 0 ;;
+esac
+program=/usr/local/lib/assistant/bin/egress-auditor
+socket=/run/assistant/egress-auditor.sock
+[ -x "$program" ] || die "The stack is not installed on this machine." "Run deploy/up.sh --drill first."
+[ -S "$socket" ] || die "The stack is not running, or egress-auditor is not up yet (there is no $socket)." "Run deploy/up.sh --drill."
+[ -w "$socket" ] || die "You may not use $socket: it belongs to the user who ran deploy/up.sh." "Run deploy/up.sh as yourself, or use sudo."
+# Spans of the last second may still be on their way to the collector.
+exec "$program" trace "$@" --wait 10

@@ -1,0 +1,230 @@
+#!/usr/bin/env bash
+# Brings the stack up on this machine, from nothing or from whatever state it is in. See --help.
+#
+# Owns: the order of things. Each thing itself is in deploy/lib/. Containers, networks and the kernel table are made by
+# tier-supervisor, which this script only starts and waits for.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/lib/all.sh"
+
+usage() {
+  cat <<'USAGE'
+Usage: deploy/up.sh [--drill] [options]
+
+Installs what is missing, builds the images, and brings the stack up; exits with 0 only when everything is healthy.
+Running it again is safe: what has not changed is left running.
+
+  --drill        Everything is real but the internet: no account is needed, and nothing leaves this machine.
+                 Without it the stack is live and needs your accounts; what is missing is said first.
+  --pool A.B.0.0/16
+                 Addresses for the stack's networks (default 10.87.0.0/16), for machines where those are taken.
+  --refresh      Rebuild the base images from today's packages (security updates), then everything on top of them.
+  --build        Build every image on this machine. This is the default, and at present the only way.
+  --pull         Pull external images by digest instead. Not there yet: it comes together with the lock file of digests.
+  --help         This text.
+
+Logs are in /var/log/assistant. deploy/down.sh stops everything.
+USAGE
+}
+
+mode=live
+pool=
+refresh=
+arguments=("$@")
+while [ $# -gt 0 ]; do
+  case $1 in
+    --drill) mode=drill ;;
+    --pool) [ $# -ge 2 ] || die "--pool needs a value." "For example: --pool 10.99.0.0/16"; pool=$2; shift ;;
+    --pool=*) pool=${1#*=} ;;
+    --refresh) refresh=1 ;;
+    --build) ;;
+    --pull) die "--pull is not there yet: images are pulled only by digests from a reviewed lock file, which comes later." \
+      "Leave it out: everything is then built on this machine, which takes longer the first time." ;;
+    --help | -h) usage; exit 0 ;;
+    *) die "up.sh does not know the option '$1'." "deploy/up.sh --help lists the options." ;;
+  esac
+  shift
+done
+case $pool in
+  '' | *[!0-9./]*) [ -z "$pool" ] || die "--pool '$pool' is not an address block." "For example: --pool 10.99.0.0/16" ;;
+  *.*.0.0/16) ;;
+  *) die "--pool must be a /16, not '$pool'." "For example: --pool 10.99.0.0/16" ;;
+esac
+
+become_root "$ASSISTANT_ROOT/deploy/up.sh" "${arguments[@]}"
+umask 022
+find_operator
+check_machine
+take_lock "deploy/up.sh"
+# Before a package is installed or an hour is spent.
+[ "$mode" = drill ] || check_live
+other=drill
+[ "$mode" = live ] || other=live
+
+# The pool once chosen stays, until another is asked for.
+if [ -z "$pool" ]; then pool=$(jq -r '.pool // empty' "$ASSISTANT_SETTINGS" 2>/dev/null || true); fi
+pool=${pool:-10.87.0.0/16}
+
+check_preconditions() {
+  local cold=2 holder
+  if [ "$(running_mode)" = "$other" ]; then
+    die "The $other stack is running, and the two are never up at the same time." "Stop it first: deploy/down.sh"
+  fi
+  [ "$mode" = drill ] || check_live
+  [ -d "$TOOLS/$(tool_jaeger)" ] && [ -d "$RUST_BIN" ] || cold=12
+  need_space "$CACHE" "$cold" "builds"
+  need_space /var/lib/docker $((cold / 2)) "images"
+  need_space "$ASSISTANT_STATE" 1 "the stack's own files"
+  # Our own gate may hold it; whoever else does would be taken for NATS by the operator's commands.
+  if ! daemon_running tier-supervisor; then
+    holder=$(ss -Hltnp 'sport = :4222' 2>/dev/null | head -n 1)
+    if [ -n "$holder" ]; then
+      holder=$(sed -n 's/.*users:((\(".*"\),pid=\([0-9]*\).*/ by \1, process \2/p' <<<"$holder")
+      die "Port 4222 of this machine is taken$holder; the stack's NATS is to be reached there." \
+        "Stop that program (ss -ltnp 'sport = :4222' shows it), then run the same command again."
+    fi
+  fi
+  echo "mode $mode, operator $OPERATOR, cache $CACHE"
+}
+
+ensure_compilers() {
+  ensure_rust
+  ensure_go
+}
+
+build_programs() {
+  build_nats_server
+  build_nats_cli
+  build_grpcurl
+}
+
+install_programs() {
+  local name
+  for name in tier-supervisor secret-broker egress-auditor channel-bridge drill-internet; do
+    [ -x "$RUST_BIN/$name" ] || die "The program $name was not built." "Read $ASSISTANT_LOG_DIR/build-rust.log."
+    if install_changed "$RUST_BIN/$name" "$ASSISTANT_LIBEXEC/$name" 755; then echo "installed $name"; fi
+  done
+  install_operator_programs
+}
+
+write_configuration() {
+  [ "$mode" = live ] || make_drill_secrets
+  write_settings "$mode" "$pool"
+}
+
+# What a program was started with: when any of it changes, it is started again.
+fingerprint() { # <file or directory>...
+  find "$@" -type f -print0 2>/dev/null | LC_ALL=C sort -z | xargs -0 -r sha256sum | short_hash
+}
+
+start_drill_internet() {
+  local state=$ASSISTANT_STATE/drill waited=0
+  bash "$ASSISTANT_ROOT/deploy/lib/drill-net.sh" up
+  install -d -m 700 "$state/doubles"
+  daemon_ensure drill-internet "$(fingerprint "$ASSISTANT_LIBEXEC/drill-internet" "$state/secrets")" session \
+    ip netns exec assistant-drill "$ASSISTANT_LIBEXEC/drill-internet" run --state-dir "$state/doubles" \
+    --marvin-token-file "$state/secrets/marvin_api_key" --model-key-file "$state/secrets/model_api_key"
+  until [ -S /run/assistant-drill/control.sock ] && [ -s "$state/doubles/ca.pem" ]; do
+    waited=$((waited + 1))
+    if [ "$waited" -ge 300 ]; then
+      daemon_tail drill-internet
+      die "The drill's internet did not start within 30 seconds." "Read: $(daemon_log drill-internet)"
+    fi
+    sleep 0.1
+  done
+}
+
+start_supervisor() {
+  local boot=boot problems
+  [ "$mode" = live ] || boot=session
+  # With every problem of tiers.yaml and the settings in one go, before anything is started.
+  if ! problems=$("$ASSISTANT_LIBEXEC/tier-supervisor" check-config --config "$ASSISTANT_SETTINGS" 2>&1); then
+    printf '%s\n' "$problems"
+    die "The configuration is not right: $(printf '%s' "$problems" | tail -n 20)" "Mend it, then run the same command again."
+  fi
+  daemon_ensure tier-supervisor \
+    "$(fingerprint "$ASSISTANT_LIBEXEC/tier-supervisor" "$ASSISTANT_SETTINGS" "$IMAGES_FILE" "$ASSISTANT_STATE/$mode/secrets")" "$boot" \
+    "$ASSISTANT_LIBEXEC/tier-supervisor" run --config "$ASSISTANT_SETTINGS"
+}
+
+wait_until_healthy() {
+  local waited=0
+  until [ -S /run/assistant/tier-supervisor.sock ] && "$ASSISTANT_LIBEXEC/tier-supervisor" status >/dev/null 2>&1; do
+    waited=$((waited + 1))
+    if [ "$waited" -ge 120 ]; then
+      daemon_tail tier-supervisor
+      die "tier-supervisor did not start within 60 seconds." "Read: $(daemon_log tier-supervisor)"
+    fi
+    sleep 0.5
+  done
+  if ! "$ASSISTANT_LIBEXEC/tier-supervisor" status --wait; then
+    echo "--- what tier-supervisor says:"
+    daemon_tail tier-supervisor
+    echo "--- how it stands:"
+    "$ASSISTANT_LIBEXEC/tier-supervisor" status || true
+    die "Not everything became healthy." "The table below names the part. Its log: docker logs <container>, or $(daemon_log tier-supervisor)"
+  fi
+}
+
+screen() {
+  local here=$ASSISTANT_ROOT/deploy tier
+  [ "$PWD" != "$ASSISTANT_ROOT" ] || here=deploy
+  tier=tasks
+  printf '\n'
+  if [ "$mode" = drill ]; then
+    cat <<'BANNER'
+=== DRILL ==========================================================================================
+The stack is up, and its internet is a drill: the task service, the model and every other host are
+doubles on this machine. Nothing you type here leaves it, and nothing here is one of your accounts.
+====================================================================================================
+BANNER
+  else
+    printf '=== The stack is up, with your accounts. =============================================================\n'
+  fi
+  printf '\nWhat is up\n'
+  "$ASSISTANT_LIBEXEC/tier-supervisor" status | ui_harmless | sed 's/^/  /'
+  cat <<SCREEN
+
+Where to look
+  nats sub 'egress.denied.>'         every refused attempt, as it happens
+  /var/log/assistant                 logs of the builds and of the programs of this machine
+  grpcurl -plaintext -unix /run/assistant/tier-supervisor.sock assistant.tier.v1.TierService/ListTiers
+
+Next
+  1. $here/chat.sh $tier              talk to the agent
+  2. nats sub 'egress.denied.>'      in a second terminal, while you ask the agent for something it may not do
+  3. $here/trace.sh <id>             the trace id from there, or from the chat: the whole turn as one tree
+
+$here/down.sh stops everything.
+SCREEN
+}
+
+if [ -n "$refresh" ]; then
+  install -d "$ASSISTANT_STATE"
+  date -u +%Y-%m-%d >"$ASSISTANT_STATE/base-generation"
+fi
+steps=16
+[ "$mode" = drill ] || steps=15
+install -d -m 755 "$ASSISTANT_STATE"
+ui_plan "$steps" /var/log/assistant
+say "Bringing up the $mode stack. The first time this compiles everything and takes up to an hour and a half on two cores; later it takes seconds."
+step "Packages of this machine" packages install_machine_packages
+step "Is everything in order here" preconditions check_preconditions
+step "Docker" docker ensure_docker
+step "Compilers" compilers ensure_compilers
+step "Our own services, in Rust" build-rust build_rust
+step "nats-server, nats and grpcurl" build-nats build_programs
+step "Jaeger" build-jaeger build_jaeger
+step "OpenTelemetry Collector" build-otelcol build_otelcol
+step "Task server (amazing-marvin-mcp)" build-mcp build_mcp_amazing_marvin
+step "ZeroClaw, the agent" build-zeroclaw build_zeroclaw
+step "Images" images build_images
+step "Programs" programs install_programs
+step "Settings" settings write_configuration
+[ "$mode" = live ] || step "The drill's internet" drill-internet-start start_drill_internet
+step "tier-supervisor" supervisor-start start_supervisor
+step "Every part healthy, walls checked" health wait_until_healthy
+install_nats_context "$mode" || die "The operator's context for nats could not be written." "Look at $OPERATOR_HOME/.config/nats."
+ui_write_times "$ASSISTANT_LOG_DIR/up-times.tsv"
+screen
+say ""
+say "Took $(ui_duration $((SECONDS - UI_STARTED)))."

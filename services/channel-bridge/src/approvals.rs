@@ -1,0 +1,453 @@
+//! Who may let an agent do something: codes, what they are bound to, and what ends them. Pure; the clock is an argument.
+//!
+//! A code is worth one answer, of one person, in one conversation, to one action, for a few minutes. It is shown only
+//! in that conversation: never on the bus, in a log or to an agent. Five wrong codes of the person who was asked close
+//! what they were asked as denied. Nothing here ever grants more than the one action. The driver is [`desk`].
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::time::Instant;
+
+use aws_lc_rs::constant_time::verify_slices_are_equal;
+
+use assistant_proto::event::ApprovalOutcome;
+
+use crate::envelope::Person;
+
+pub mod desk;
+
+/// Crockford's base 32 (<https://www.crockford.com/base32.html>): no I, L, O, U.
+const ALPHABET: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
+const LENGTH: usize = 4;
+/// Wrong codes after which a question counts as denied.
+const MOST_WRONG: u8 = 5;
+/// Closed questions that are remembered, to tell a replayed or expired code from a wrong one.
+const REMEMBERED: usize = 256;
+
+/// A code in its normal form. `Debug` does not show it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Code([u8; LENGTH]);
+
+impl fmt::Debug for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Code(..)")
+    }
+}
+
+impl Code {
+    /// Makes a code of 20 random bits, or none: every code has a digit from 2 to 9, which no letter is read as. So no
+    /// pair of words such as "no wait" is ever an answer.
+    #[must_use]
+    pub fn from_bits(bits: u32) -> Option<Self> {
+        let symbol = |shift: u32| {
+            let index = usize::try_from((bits >> shift) & 31).unwrap_or(0);
+            ALPHABET.get(index).copied().unwrap_or(b'0')
+        };
+        Self([symbol(15), symbol(10), symbol(5), symbol(0)]).distinct()
+    }
+
+    /// Reads a code as people type it: any case, O for 0, I and L for 1.
+    #[must_use]
+    pub fn parse(typed: &str) -> Option<Self> {
+        let mut code = [0_u8; LENGTH];
+        if typed.len() != LENGTH {
+            return None;
+        }
+        for (place, byte) in code.iter_mut().zip(typed.bytes()) {
+            *place = match byte.to_ascii_uppercase() {
+                b'O' => b'0',
+                b'I' | b'L' => b'1',
+                byte if ALPHABET.contains(&byte) => byte,
+                _ => return None,
+            };
+        }
+        Self(code).distinct()
+    }
+
+    /// The code, for the person who is asked.
+    #[must_use]
+    pub fn dangerous_reveal(&self) -> String {
+        self.0.iter().map(|byte| char::from(*byte)).collect()
+    }
+
+    fn distinct(self) -> Option<Self> {
+        self.0.iter().any(|byte| (b'2'..=b'9').contains(byte)).then_some(self)
+    }
+
+    fn matches(&self, other: &Self) -> bool {
+        verify_slices_are_equal(&self.0, &other.0).is_ok()
+    }
+}
+
+/// `YES <code>` or `NO <code>`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// Whether it says YES.
+    pub yes: bool,
+    /// The code that was typed.
+    pub code: Code,
+}
+
+impl Answer {
+    /// Reads an answer: exactly two words.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut words = text.split_ascii_whitespace();
+        let (word, code) = (words.next()?, words.next()?);
+        if words.next().is_some() {
+            return None;
+        }
+        let yes = word.eq_ignore_ascii_case("yes");
+        if !yes && !word.eq_ignore_ascii_case("no") {
+            return None;
+        }
+        Some(Self { yes, code: Code::parse(code)? })
+    }
+}
+
+/// Identifies a question; also on the bus. Says nothing about the code.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ApprovalId(String);
+
+impl ApprovalId {
+    /// A new one.
+    #[must_use]
+    pub fn generate() -> Self {
+        Self(uuid::Uuid::now_v7().simple().to_string())
+    }
+
+    /// As text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A question that is open.
+#[derive(Debug, Clone)]
+pub struct Question {
+    /// Its identity.
+    pub id: ApprovalId,
+    /// Who was asked. Nobody else can answer.
+    pub person: Person,
+    /// What they were asked, made harmless.
+    pub action: String,
+    /// SHA-256 of what the agent asked for. The decision carries it back.
+    pub fingerprint: [u8; 32],
+    /// What the answer has to name.
+    pub code: Code,
+    /// When it closes by itself.
+    pub expires: Instant,
+    /// Whether anybody has seen it.
+    pub shown: bool,
+    wrong: u8,
+}
+
+impl Question {
+    /// A question nobody has seen yet.
+    #[must_use]
+    pub fn new(person: Person, action: String, fingerprint: [u8; 32], code: Code, expires: Instant) -> Self {
+        Self { id: ApprovalId::generate(), person, action, fingerprint, code, expires, shown: false, wrong: 0 }
+    }
+}
+
+/// What an answer did.
+#[derive(Debug)]
+pub enum Verdict {
+    /// The question is decided and closed.
+    Decided {
+        /// The question as it was open.
+        question: Box<Question>,
+        /// YES or NO.
+        approved: bool,
+    },
+    /// The answer counts for nothing.
+    Rejected {
+        /// Why.
+        why: Rejection,
+        /// Questions that were closed as denied by this, one wrong code too many.
+        denied: Vec<Question>,
+    },
+}
+
+/// Why an answer counts for nothing. `Display` is for the person who answered. That a code is right in another
+/// conversation, or for somebody else, is not told apart from a wrong one: it would help to guess.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Rejection {
+    /// Nothing open has this code here.
+    #[error("no open question of this conversation has that code")]
+    Wrong {
+        /// Wrong codes that are left before open questions are denied; none where nothing is open.
+        left: Option<u8>,
+    },
+    /// It was answered before.
+    #[error("that question was answered before ({}); a code works once", if *approved { "YES" } else { "NO" })]
+    Replayed {
+        /// What it was answered with.
+        approved: bool,
+    },
+    /// It was open too long.
+    #[error("that question expired before the answer came and was rejected")]
+    Expired,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Closed {
+    Answered(bool),
+    Unanswered,
+}
+
+/// All questions.
+#[derive(Debug, Default)]
+pub struct Approvals {
+    open: Vec<Question>,
+    closed: VecDeque<(Code, Person, Closed)>,
+}
+
+impl Approvals {
+    /// Whether a code is neither open nor remembered, anywhere.
+    #[must_use]
+    pub fn is_free(&self, code: &Code) -> bool {
+        !self.open.iter().any(|question| question.code.matches(code))
+            && !self.closed.iter().any(|(closed, _, _)| closed.matches(code))
+    }
+
+    /// Opens a question. Its code must be free.
+    pub fn open(&mut self, question: Question) {
+        self.open.push(question);
+    }
+
+    /// The questions a person could answer now.
+    #[must_use]
+    pub fn open_for(&self, person: &Person, now: Instant) -> Vec<Question> {
+        self.open.iter().filter(|question| question.person == *person && question.expires > now).cloned().collect()
+    }
+
+    /// Somebody has seen it.
+    pub fn shown(&mut self, id: &ApprovalId) {
+        if let Some(question) = self.open.iter_mut().find(|question| question.id == *id) {
+            question.shown = true;
+        }
+    }
+
+    /// Takes an answer.
+    pub fn answer(&mut self, person: &Person, answer: &Answer, now: Instant) -> Verdict {
+        let rejected = |why| Verdict::Rejected { why, denied: Vec::new() };
+        let theirs = |question: &Question| question.person == *person;
+        if let Some(index) = self.open.iter().position(|q| theirs(q) && q.code.matches(&answer.code)) {
+            if self.open.get(index).is_some_and(|question| question.expires <= now) {
+                return rejected(Rejection::Expired);
+            }
+            let question = self.open.remove(index);
+            self.remember(&question, Closed::Answered(answer.yes));
+            return Verdict::Decided { question: Box::new(question), approved: answer.yes };
+        }
+        let known = self.closed.iter().rev().find(|(code, who, _)| who == person && code.matches(&answer.code));
+        if let Some((_, _, how)) = known {
+            return rejected(match how {
+                Closed::Answered(approved) => Rejection::Replayed { approved: *approved },
+                Closed::Unanswered => Rejection::Expired,
+            });
+        }
+        // Only the person who was asked can use up the attempts: others could else deny in their name.
+        let mut left = None;
+        for question in self.open.iter_mut().filter(|question| theirs(question)) {
+            question.wrong = question.wrong.saturating_add(1);
+            let remaining = MOST_WRONG.saturating_sub(question.wrong);
+            left = Some(left.map_or(remaining, |left: u8| left.min(remaining)));
+        }
+        let denied: Vec<Question> = self.open.extract_if(.., |question| question.wrong >= MOST_WRONG).collect();
+        for question in &denied {
+            self.remember(question, Closed::Answered(false));
+        }
+        Verdict::Rejected { why: Rejection::Wrong { left }, denied }
+    }
+
+    /// Closes a question nobody answered, and says what that counts as. None when it is closed already.
+    pub fn close(&mut self, id: &ApprovalId) -> Option<ApprovalOutcome> {
+        let index = self.open.iter().position(|question| question.id == *id)?;
+        let question = self.open.remove(index);
+        self.remember(&question, Closed::Unanswered);
+        Some(if question.shown { ApprovalOutcome::TimedOut } else { ApprovalOutcome::Undeliverable })
+    }
+
+    fn remember(&mut self, question: &Question, how: Closed) {
+        if self.closed.len() >= REMEMBERED {
+            self.closed.pop_front();
+        }
+        self.closed.push_back((question.code.clone(), question.person.clone(), how));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
+
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::envelope::Conversation;
+
+    fn person(tier: &str, conversation: &str, sender: &str) -> Person {
+        Person {
+            conversation: Conversation {
+                tier: tier.parse().unwrap(),
+                channel: "terminal".to_owned(),
+                name: conversation.to_owned(),
+            },
+            sender: sender.to_owned(),
+        }
+    }
+
+    fn asked(approvals: &mut Approvals, code: &str, now: Instant) -> ApprovalId {
+        let question = Question::new(
+            person("tasks", "a", "me"),
+            "shell".to_owned(),
+            [7; 32],
+            Code::parse(code).unwrap(),
+            now + Duration::from_secs(600),
+        );
+        let id = question.id.clone();
+        approvals.open(question);
+        id
+    }
+
+    fn say(approvals: &mut Approvals, who: &Person, text: &str, now: Instant) -> Result<bool, Rejection> {
+        match approvals.answer(who, &Answer::parse(text).unwrap(), now) {
+            Verdict::Decided { question, approved } => {
+                assert_eq!(question.fingerprint, [7; 32]);
+                Ok(approved)
+            }
+            Verdict::Rejected { why, .. } => Err(why),
+        }
+    }
+
+    #[test]
+    fn the_right_person_answers_once() {
+        let now = Instant::now();
+        let me = person("tasks", "a", "me");
+        for (text, approved) in [("YES 70KM", true), ("no 7okm", false), ("yEs 7Okm", true)] {
+            let mut approvals = Approvals::default();
+            asked(&mut approvals, "70KM", now);
+            assert_eq!(say(&mut approvals, &me, text, now), Ok(approved), "{text}");
+            assert_eq!(say(&mut approvals, &me, text, now), Err(Rejection::Replayed { approved }), "{text}");
+        }
+    }
+
+    #[test]
+    fn nobody_else_does_and_nobody_else_uses_up_attempts() {
+        let now = Instant::now();
+        let mut approvals = Approvals::default();
+        asked(&mut approvals, "70KM", now);
+        for other in [person("tasks", "b", "me"), person("tasks", "a", "you"), person("updates", "a", "me")] {
+            for _ in 0..10 {
+                // The same words for a right and a wrong code.
+                for code in ["YES 70KM", "YES 9999"] {
+                    assert_eq!(say(&mut approvals, &other, code, now), Err(Rejection::Wrong { left: None }));
+                }
+            }
+            assert!(approvals.open_for(&other, now).is_empty());
+        }
+        assert_eq!(say(&mut approvals, &person("tasks", "a", "me"), "YES 70KM", now), Ok(true));
+    }
+
+    #[test]
+    fn five_wrong_codes_deny() {
+        let now = Instant::now();
+        let me = person("tasks", "a", "me");
+        let mut approvals = Approvals::default();
+        let id = asked(&mut approvals, "70KM", now);
+        for left in [4, 3, 2, 1] {
+            assert_eq!(say(&mut approvals, &me, "YES 9999", now), Err(Rejection::Wrong { left: Some(left) }));
+        }
+        match approvals.answer(&me, &Answer::parse("YES 9999").unwrap(), now) {
+            Verdict::Rejected { why: Rejection::Wrong { left: Some(0) }, denied } => {
+                assert_eq!(denied.iter().map(|question| &question.id).collect::<Vec<_>>(), [&id]);
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(say(&mut approvals, &me, "YES 70KM", now), Err(Rejection::Replayed { approved: false }));
+        assert_eq!(approvals.close(&id), None);
+    }
+
+    #[test]
+    fn it_expires_to_the_second_and_stays_closed() {
+        let now = Instant::now();
+        let me = person("tasks", "a", "me");
+        let mut approvals = Approvals::default();
+        let id = asked(&mut approvals, "70KM", now);
+        let late = now + Duration::from_secs(600);
+        assert_eq!(approvals.open_for(&me, late - Duration::from_millis(1)).len(), 1);
+        assert!(approvals.open_for(&me, late).is_empty());
+        assert_eq!(say(&mut approvals, &me, "YES 70KM", late), Err(Rejection::Expired));
+        assert_eq!(approvals.close(&id), Some(ApprovalOutcome::Undeliverable));
+        assert_eq!(say(&mut approvals, &me, "YES 70KM", late), Err(Rejection::Expired));
+        let id = asked(&mut approvals, "71KM", now);
+        approvals.shown(&id);
+        assert_eq!(approvals.close(&id), Some(ApprovalOutcome::TimedOut));
+        assert!(!approvals.is_free(&Code::parse("71KM").unwrap()));
+    }
+
+    #[test]
+    fn words_are_no_codes() {
+        for words in [
+            "no wait",
+            "no more",
+            "yes then",
+            "no loli",
+            "yes 0o1l",
+            "no",
+            "no 70K",
+            "no 70KMX",
+            "no 7\u{e4}K",
+            "no 70KU",
+        ] {
+            assert_eq!(Answer::parse(words), None, "{words}");
+        }
+    }
+
+    #[test]
+    fn debug_hides_the_code() {
+        let answer = Answer::parse("yes 70KM").unwrap();
+        assert!(!format!("{answer:?}").contains("70KM"));
+    }
+
+    proptest! {
+        #[test]
+        fn a_code_survives_being_typed(bits in 0_u32..(1 << 20)) {
+            if let Some(code) = Code::from_bits(bits) {
+                let shown = code.dangerous_reveal();
+                prop_assert_eq!(Code::parse(&shown.to_lowercase()), Some(code.clone()));
+                prop_assert_eq!(Code::parse(&shown.replace('0', "o").replace('1', "l")), Some(code));
+            }
+        }
+
+        #[test]
+        fn any_text_is_an_answer_or_none(text in ".{0,16}") {
+            if let Some(answer) = Answer::parse(&text) {
+                prop_assert_eq!(answer.code.dangerous_reveal().len(), LENGTH);
+            }
+        }
+
+        /// Whatever is typed in whatever order, a question is approved only by its own code from its own person.
+        #[test]
+        fn nothing_but_the_code_approves(tries in proptest::collection::vec((0_u32..4096, any::<bool>(), 0_u8..3), 0..40)) {
+            let now = Instant::now();
+            let me = person("tasks", "a", "me");
+            let mut approvals = Approvals::default();
+            asked(&mut approvals, "0042", now);
+            let right = Code::parse("0042").unwrap();
+            for (bits, yes, who) in tries {
+                let Some(code) = Code::from_bits(bits) else { continue };
+                let who = person("tasks", if who == 1 { "b" } else { "a" }, if who == 2 { "you" } else { "me" });
+                let answer = Answer { yes, code: code.clone() };
+                if let Verdict::Decided { approved, .. } = approvals.answer(&who, &answer, now) {
+                    prop_assert!(code == right && who == me);
+                    prop_assert_eq!(approved, yes);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! Sends committed replies, once.
+//!
+//! For the terminal, sending means handing the outcome to whoever watches the turn. Nobody there is no reason to keep
+//! it: a terminal that is gone does not come back, and the same idempotency key fetches the outcome from the record.
+
+use std::sync::Arc;
+
+use assistant_proto::event::{ChannelReplied, ChannelSent};
+use service_kit::clock;
+
+use crate::channels::terminal;
+use crate::envelope::{Outcome, Update};
+use crate::post::{Notice, Post};
+use crate::record::{RecordError, Records, TurnRecord};
+use crate::registry::Registry;
+
+/// Sends replies. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Outbox {
+    /// The bus.
+    pub post: Arc<dyn Post>,
+    /// What survives a restart.
+    pub records: Records,
+    /// Who watches.
+    pub registry: Registry,
+}
+
+impl Outbox {
+    /// Sends one reply, unless it was sent before.
+    ///
+    /// # Errors
+    /// The reply must be delivered again then.
+    pub async fn deliver(&self, replied: ChannelReplied) -> Result<(), RecordError> {
+        if replied.channel != terminal::KIND {
+            tracing::error!(channel = replied.channel, turn = %replied.turn, "a reply for a channel this bridge does not have is dropped");
+            return Ok(());
+        }
+        let known = self.records.turn(&replied.turn).await?;
+        if known.as_ref().is_some_and(|record| record.sent) {
+            return Ok(());
+        }
+        let outcome = known
+            .and_then(|record| record.outcome)
+            .unwrap_or_else(|| Outcome::Answered { reply: replied.text.clone(), stop_reason: "end_turn".to_owned() });
+        let trace_id = replied.traceparent.trace_id();
+        // Marked before it is handed over: the other way round, a client that asks again with its key in between would
+        // wait for a turn that is over.
+        self.records
+            .change_turn(&replied.turn, |known| match known {
+                Some(known) => TurnRecord { sent: true, ..known },
+                None => TurnRecord {
+                    traceparent: replied.traceparent,
+                    text_sha256: String::new(),
+                    attempts: 0,
+                    outcome: Some(outcome.clone()),
+                    sent: true,
+                },
+            })
+            .await?;
+        let heard = self.registry.finish(&replied.turn, &Update::last(&replied.turn, trace_id.clone(), outcome));
+        let sent = ChannelSent {
+            tier: replied.tier,
+            turn: replied.turn,
+            channel: replied.channel,
+            bytes: if heard { u64::try_from(replied.text.len()).unwrap_or(u64::MAX) } else { 0 },
+            trace_id,
+            sent_at: clock::now_rfc3339(),
+        };
+        self.post.notify(&Notice::ChannelSent(sent), replied.traceparent);
+        Ok(())
+    }
+}

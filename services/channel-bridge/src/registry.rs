@@ -1,0 +1,204 @@
+//! Turns that are under way, and who watches them. In memory: a client that is gone after a restart is gone.
+//!
+//! Nothing here decides whether a turn runs. A turn without a watcher runs all the same.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use assistant_proto::name::TurnId;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::envelope::{Conversation, Person, Update};
+
+/// Updates that may wait for one client. A client on the same machine that is this far behind has stopped reading; it is
+/// let go rather than allowed to hold up the turn. The reply is not lost: it is in the outbox and in the record.
+const QUEUE: usize = 8192;
+
+/// The turns under way. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Registry {
+    live: Arc<Mutex<HashMap<TurnId, Live>>>,
+}
+
+#[derive(Debug)]
+struct Live {
+    person: Person,
+    trace_id: String,
+    stop: CancellationToken,
+    taken_up: bool,
+    watchers: Vec<mpsc::Sender<Update>>,
+}
+
+/// A turn that was told to stop.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stopped {
+    /// The turn.
+    pub turn: TurnId,
+    /// Its trace.
+    pub trace_id: String,
+}
+
+impl Registry {
+    /// Watches a turn from now on.
+    #[must_use]
+    pub fn watch(&self, turn: &TurnId, person: &Person, trace_id: &str) -> mpsc::Receiver<Update> {
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        let mut live = self.lock();
+        live.entry(turn.clone()).or_insert_with(|| Live::new(person, trace_id)).watchers.push(sender);
+        receiver
+    }
+
+    /// A turn is taken up; the token says when its person wants it to stop.
+    #[must_use]
+    pub fn take_up(&self, turn: &TurnId, person: &Person, trace_id: &str) -> CancellationToken {
+        let mut live = self.lock();
+        let live = live.entry(turn.clone()).or_insert_with(|| Live::new(person, trace_id));
+        live.taken_up = true;
+        live.stop.clone()
+    }
+
+    /// Tells everybody who watches the turn.
+    pub fn say(&self, turn: &TurnId, update: &Update) {
+        if let Some(live) = self.lock().get_mut(turn) {
+            live.say(update);
+        }
+    }
+
+    /// Tells everybody who watches any turn of a conversation; false when there is nobody.
+    #[must_use]
+    pub fn say_in(&self, conversation: &Conversation, update: &Update) -> bool {
+        let mut heard = false;
+        for live in self.lock().values_mut().filter(|live| live.person.conversation == *conversation) {
+            heard |= live.say(update);
+        }
+        heard
+    }
+
+    /// The turn is over: tells everybody who watches, and forgets it. False when nobody watched.
+    #[must_use]
+    pub fn finish(&self, turn: &TurnId, last: &Update) -> bool {
+        self.lock().remove(turn).is_some_and(|mut live| live.say(last))
+    }
+
+    /// A watcher has gone before its turn began: forgets the turn unless it runs or somebody else watches it.
+    pub fn give_up(&self, turn: &TurnId) {
+        let mut live = self.lock();
+        if live.get(turn).is_some_and(|live| !live.taken_up && live.watchers.iter().all(mpsc::Sender::is_closed)) {
+            live.remove(turn);
+        }
+    }
+
+    /// Tells the turns of a person to stop, those that wait included.
+    #[must_use]
+    pub fn stop(&self, person: &Person) -> Vec<Stopped> {
+        let mut stopped = Vec::new();
+        for (turn, live) in self.lock().iter().filter(|(_, live)| live.person == *person) {
+            live.stop.cancel();
+            stopped.push(Stopped { turn: turn.clone(), trace_id: live.trace_id.clone() });
+        }
+        stopped.sort_by(|a, b| a.turn.cmp(&b.turn));
+        stopped
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<TurnId, Live>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Live {
+    fn new(person: &Person, trace_id: &str) -> Self {
+        Self {
+            person: person.clone(),
+            trace_id: trace_id.to_owned(),
+            stop: CancellationToken::new(),
+            taken_up: false,
+            watchers: Vec::new(),
+        }
+    }
+
+    fn say(&mut self, update: &Update) -> bool {
+        self.watchers.retain(|watcher| watcher.try_send(update.clone()).is_ok());
+        !self.watchers.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+    use super::*;
+
+    fn person(name: &str) -> Person {
+        Person {
+            conversation: Conversation {
+                tier: "tasks".parse().unwrap(),
+                channel: "terminal".to_owned(),
+                name: name.to_owned(),
+            },
+            sender: "terminal".to_owned(),
+        }
+    }
+
+    #[tokio::test]
+    async fn everybody_hears_until_the_end() {
+        let registry = Registry::default();
+        let turn = TurnId::generate();
+        let mut one = registry.watch(&turn, &person("a"), "t");
+        let mut two = registry.watch(&turn, &person("a"), "t");
+        registry.say(&turn, &Update::Text("x".to_owned()));
+        assert!(registry.say_in(&person("a").conversation, &Update::Text("y".to_owned())));
+        assert!(!registry.say_in(&person("b").conversation, &Update::Text("z".to_owned())));
+        assert!(registry.finish(&turn, &Update::refused("r", "f")));
+        assert!(!registry.finish(&turn, &Update::refused("r", "f")));
+        for receiver in [&mut one, &mut two] {
+            assert_eq!(receiver.recv().await, Some(Update::Text("x".to_owned())));
+            assert_eq!(receiver.recv().await, Some(Update::Text("y".to_owned())));
+            assert!(receiver.recv().await.unwrap().is_last());
+            assert_eq!(receiver.recv().await, None);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_does_not_read_is_let_go() {
+        let registry = Registry::default();
+        let turn = TurnId::generate();
+        let mut receiver = registry.watch(&turn, &person("a"), "t");
+        for _ in 0..=QUEUE {
+            registry.say(&turn, &Update::Text("x".to_owned()));
+        }
+        assert!(!registry.finish(&turn, &Update::refused("r", "f")));
+        let mut heard = 0;
+        while receiver.recv().await.is_some() {
+            heard += 1;
+        }
+        assert_eq!(heard, QUEUE);
+    }
+
+    #[test]
+    fn stopping_is_for_ones_own_turns() {
+        let registry = Registry::default();
+        let (mine, theirs) = (TurnId::generate(), TurnId::generate());
+        let my_stop = registry.take_up(&mine, &person("a"), "t1");
+        let their_stop = registry.take_up(&theirs, &person("b"), "t2");
+        assert_eq!(registry.stop(&person("a")), [Stopped { turn: mine, trace_id: "t1".to_owned() }]);
+        assert!(my_stop.is_cancelled() && !their_stop.is_cancelled());
+        assert!(registry.stop(&person("c")).is_empty());
+    }
+
+    #[test]
+    fn only_what_nobody_needs_is_given_up() {
+        let registry = Registry::default();
+        let turn = TurnId::generate();
+        let (one, two) = (registry.watch(&turn, &person("a"), "t"), registry.watch(&turn, &person("a"), "t"));
+        drop(one);
+        registry.give_up(&turn);
+        assert_eq!(registry.stop(&person("a")).len(), 1);
+        drop(two);
+        registry.give_up(&turn);
+        assert!(registry.stop(&person("a")).is_empty());
+        let _stop = registry.take_up(&turn, &person("a"), "t");
+        registry.give_up(&turn);
+        assert_eq!(registry.stop(&person("a")).len(), 1);
+    }
+}

@@ -1,0 +1,202 @@
+//! The same bridge against the real ZeroClaw 0.8.7, with a double of the model: shows that the double of the gateway
+//! does not lie. Needs the binary at `$ASSISTANT_ZEROCLAW_BIN`; loopback only.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+
+use assistant_proto::event::ApprovalOutcome;
+use channel_bridge::channels::terminal::{Message, Updates};
+use channel_bridge::envelope::Update;
+use channel_bridge::service::ChannelBridge;
+use serde_json::{Value, json};
+use service_kit::host::Context;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::process::{Child, Command};
+
+use crate::agent_double::TOKEN;
+use crate::memory_post::MemoryPost;
+use crate::stack::{asked, assemble, decided, reply, rest};
+
+/// An OpenAI-compatible model that does what the last message says: `say X`, or `run X` for a call of the tool `shell`.
+async fn model(listener: TcpListener) {
+    while let Ok((stream, _)) = listener.accept().await {
+        tokio::spawn(answer(stream));
+    }
+}
+
+async fn answer(stream: TcpStream) -> std::io::Result<()> {
+    let mut stream = BufReader::new(stream);
+    loop {
+        let (mut length, mut line) = (0_usize, String::new());
+        loop {
+            line.clear();
+            if stream.read_line(&mut line).await? == 0 {
+                return Ok(());
+            }
+            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse().unwrap();
+            }
+            if line == "\r\n" {
+                break;
+            }
+        }
+        let mut body = vec![0; length];
+        stream.read_exact(&mut body).await?;
+        let request: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let (kind, body) = completion(&request);
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ncontent-length: {}\r\n\r\n", body.len());
+        stream.get_mut().write_all(head.as_bytes()).await?;
+        stream.get_mut().write_all(body.as_bytes()).await?;
+    }
+}
+
+fn completion(request: &Value) -> (&'static str, String) {
+    let last = request["messages"].as_array().and_then(|messages| messages.last()).cloned().unwrap_or_default();
+    let text = match &last["content"] {
+        Value::String(text) => text.clone(),
+        parts => parts[0]["text"].as_str().unwrap_or_default().to_owned(),
+    };
+    let message = if last["role"] == "tool" {
+        json!({"role": "assistant", "content": format!("the tool said: {}", text.trim())})
+    } else if let Some((_, command)) = text.rsplit_once("run ") {
+        let arguments = json!({"command": command.trim()}).to_string();
+        json!({"role": "assistant", "content": null, "tool_calls": [{"index": 0, "id": "call_1", "type": "function",
+            "function": {"name": "shell", "arguments": arguments}}]})
+    } else {
+        let said = text.rsplit_once("say ").map_or("nothing", |(_, said)| said);
+        json!({"role": "assistant", "content": said.trim()})
+    };
+    let finish = if message.get("tool_calls").is_some() { "tool_calls" } else { "stop" };
+    if request["stream"] == true {
+        let chunk = |delta: &Value, finish: Option<&str>| {
+            let chunk = json!({"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "assistant",
+                "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]});
+            format!("data: {chunk}\n\n")
+        };
+        return ("text/event-stream", chunk(&message, None) + &chunk(&json!({}), Some(finish)) + "data: [DONE]\n\n");
+    }
+    let whole = json!({"id": "c", "object": "chat.completion", "created": 1, "model": "assistant",
+        "choices": [{"index": 0, "message": message, "finish_reason": finish}],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}});
+    ("application/json", whole.to_string())
+}
+
+fn config(gateway: u16, model: u16) -> String {
+    format!(
+        r#"schema_version = 3
+[gateway]
+port = {gateway}
+host = "127.0.0.1"
+require_pairing = true
+paired_tokens = ["{token}"]
+check_updates = false
+allow_self_upgrade = false
+[providers.models.litellm.assistant]
+uri = "http://127.0.0.1:{model}/v1"
+model = "assistant"
+[runtime_profiles.tier]
+agentic = true
+max_actions_per_hour = 500
+[risk_profiles.tier]
+level = "supervised"
+workspace_only = true
+allowed_commands = ["echo"]
+auto_approve = ["memory_recall"]
+sandbox_backend = "none"
+[agents.default]
+enabled = true
+model_provider = "litellm.assistant"
+risk_profile = "tier"
+runtime_profile = "tier"
+[agents.default.identity]
+format = "openclaw"
+[agents.default.memory]
+backend = "sqlite"
+[tools]
+optional = ["ask_user"]
+[acp]
+session_timeout_secs = 1800
+max_sessions = 50
+"#,
+        token = channel_bridge::channels::terminal::text_sha256(TOKEN)
+    )
+}
+
+fn zeroclaw(binary: &str, home: &Path) -> Child {
+    Command::new(binary)
+        .arg("daemon")
+        .env_clear()
+        .env("HOME", home)
+        .env("PATH", "/usr/bin:/bin")
+        .current_dir(home)
+        .stdin(Stdio::null())
+        .stdout(std::fs::File::create(home.join("out.log")).unwrap())
+        .stderr(std::fs::File::create(home.join("err.log")).unwrap())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap()
+}
+
+async fn send(bridge: &ChannelBridge, text: &str) -> Updates {
+    let mut last = String::new();
+    // The agent needs a moment to start; until then nothing is accepted.
+    for _ in 0..300 {
+        let message = Message { tier: "tasks".into(), text: text.into(), ..Message::default() };
+        match bridge.terminal().send(message).await {
+            Ok(updates) => return updates,
+            Err(error) => last = error.to_string(),
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    panic!("{last}");
+}
+
+#[tokio::test]
+#[allow(clippy::disallowed_methods, reason = "the binary's place is the one thing this test is told")]
+#[ignore = "needs ASSISTANT_ZEROCLAW_BIN, the real agent"]
+async fn a_real_agent_answers_asks_and_remembers() {
+    let binary = std::env::var("ASSISTANT_ZEROCLAW_BIN").expect("the path of zeroclaw 0.8.7");
+    let dir = tempfile::tempdir().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let model_port = listener.local_addr().unwrap().port();
+    tokio::spawn(model(listener));
+    let gateway = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    std::fs::create_dir(dir.path().join(".zeroclaw")).unwrap();
+    std::fs::write(dir.path().join(".zeroclaw/config.toml"), config(gateway.port(), model_port)).unwrap();
+    let mut agent = zeroclaw(&binary, dir.path());
+
+    let journal = Arc::new(Mutex::default());
+    let post = Arc::new(MemoryPost::new(journal));
+    let std::net::SocketAddr::V4(address) = gateway else { panic!("not IPv4") };
+    let (bridge, _cx): (ChannelBridge, Context) = assemble(dir.path(), address, &post, 600).await;
+    assert!(post.consumers.set((bridge.inbox(), bridge.outbox())).is_ok());
+
+    let updates = rest(&mut send(&bridge, "say hello there").await).await;
+    assert_eq!(reply(&updates), ("hello there", "end_turn"), "{updates:?}");
+    assert!(updates.iter().any(|update| matches!(update, Update::Text(text) if text.contains("hello"))), "{updates:?}");
+
+    for (word, outcome) in [("YES", ApprovalOutcome::Approved), ("NO", ApprovalOutcome::Denied)] {
+        let mut turn = send(&bridge, "run echo from-the-shell").await;
+        let (action, code) = asked(&mut turn).await;
+        assert!(action.contains("shell") && action.contains("echo from-the-shell"), "{action}");
+        rest(&mut send(&bridge, &format!("{word} {}", code.dangerous_reveal())).await).await;
+        let updates = rest(&mut turn).await;
+        assert_eq!(decided(&updates), [outcome], "{updates:?}");
+        let ran = reply(&updates).0.contains("from-the-shell");
+        assert_eq!(ran, outcome == ApprovalOutcome::Approved, "{updates:?}");
+    }
+
+    // The agent restarts between turns; the conversation goes on in the same session.
+    agent.kill().await.unwrap();
+    let message = Message { tier: "tasks".into(), text: "say x".into(), ..Message::default() };
+    assert!(bridge.terminal().send(message).await.is_err());
+    let _agent = zeroclaw(&binary, dir.path());
+    let updates = rest(&mut send(&bridge, "say back again").await).await;
+    assert_eq!(reply(&updates).0, "back again");
+    assert!(
+        !updates.iter().any(|update| matches!(update, Update::Text(text) if text.contains("afresh"))),
+        "{updates:?}"
+    );
+}

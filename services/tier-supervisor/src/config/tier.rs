@@ -1,0 +1,506 @@
+//! One tier of tiers.yaml: its shape after checking, and the checks of a single tier.
+
+use std::path::{Path, PathBuf};
+
+use assistant_proto::name::{SecretName, ServerName, TierName};
+
+use super::allowlist::HostPattern;
+use super::catalog;
+use super::credentials::{self, Surroundings};
+use super::problem::{At, Report, suggestion};
+use super::tiers::{Sources, World};
+use super::tree::{Fields, Node, Value};
+use super::version;
+
+const FIELDS: [&str; 22] = [
+    "name", "identity", "port", "image", "runtime", "mcp", "mcp_port", "mcp_dir", "mcp_token_var", "no_proxy",
+    "commands", "auto_approve", "workspace_unrestricted", "block_high_risk", "build_sandbox", "background",
+    "credentials", "egress", "tools", "model", "limits", "channels",
+];
+
+/// A tier, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tier {
+    /// Its name.
+    pub name: TierName,
+    /// Name of its set of credentials; a tier without one has no credentials.
+    pub identity: Option<String>,
+    /// Loopback port of its dashboard.
+    pub port: u16,
+    /// Key of its ZeroClaw image in images.json.
+    pub image: String,
+    /// Whether requests outside a turn are allowed.
+    pub background: bool,
+    /// Shell commands the agent may run; none means no shell.
+    pub commands: Vec<String>,
+    /// Tools that run without asking. `<server>__<tool>` for one of an MCP server.
+    pub auto_approve: Vec<String>,
+    /// Whether the agent may use paths outside its workspace.
+    pub workspace_unrestricted: bool,
+    /// Whether ZeroClaw blocks commands it holds for dangerous, unless `commands` names them.
+    pub block_high_risk: bool,
+    /// What the user wants in NO_PROXY beside what must be there.
+    pub no_proxy: Vec<String>,
+    /// Enabled MCP servers, in the order of registry.yaml.
+    pub servers: Vec<Server>,
+    /// What is injected where, in the order of the file.
+    pub credentials: Vec<Credential>,
+    /// What else it may reach.
+    pub egress: Option<Egress>,
+    /// MCP server -> tools that may be listed and called.
+    pub tools: Vec<(ServerName, Vec<String>)>,
+    /// Model, by the name tiers use.
+    pub model: String,
+    /// What its agent may use up.
+    pub limits: TierLimits,
+    /// Line of tiers.yaml at which it begins.
+    pub line: usize,
+}
+
+/// An MCP server of a tier.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    /// Its name in the catalogue.
+    pub name: ServerName,
+    /// Its image in the catalogue, a key of images.json.
+    pub image: String,
+    /// Variable -> placeholder.
+    pub env: Vec<(String, String)>,
+    /// Name of the secret in the catalogue -> placeholder.
+    pub placeholders: Vec<(String, String)>,
+}
+
+/// Where a secret goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Credential {
+    /// Unique within the tier, for example `marvin_api_key-1`.
+    pub id: String,
+    /// Which secret.
+    pub secret: SecretName,
+    /// What the tier sends in its place.
+    pub placeholder: String,
+    /// To which hosts.
+    pub hosts: Vec<HostPattern>,
+    /// Methods; none means GET and HEAD.
+    pub methods: Vec<String>,
+    /// Path patterns; none means every path.
+    pub paths: Vec<String>,
+    /// Lower-case header name.
+    pub header: String,
+    /// Value of the header with `{}` for the secret.
+    pub template: String,
+    /// Who may use it.
+    pub subjects: Vec<Subject>,
+    /// Line of tiers.yaml.
+    pub line: usize,
+}
+
+/// A container of a tier that a credential may be for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Subject {
+    /// ZeroClaw itself.
+    Agent,
+    /// An MCP server.
+    Server(ServerName),
+}
+
+/// What a tier may reach without a credential.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Egress {
+    /// Which hosts.
+    pub hosts: Vec<HostPattern>,
+    /// Methods; none means GET and HEAD.
+    pub methods: Vec<String>,
+    /// Path patterns; none means every path.
+    pub paths: Vec<String>,
+    /// Line of tiers.yaml.
+    pub line: usize,
+}
+
+/// What an agent may use up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TierLimits {
+    /// Bytes of memory.
+    pub memory_bytes: u64,
+    /// Processes and threads.
+    pub pids: u32,
+    /// Billionths of a processor.
+    pub nano_cpus: u64,
+}
+
+const MIB: u64 = 1 << 20;
+
+impl Default for TierLimits {
+    fn default() -> Self {
+        Self { memory_bytes: 1_024 * MIB, pids: 512, nano_cpus: 2_000_000_000 }
+    }
+}
+
+/// Reads one tier. Reports every problem in it; the tier is none when what identifies it is unusable.
+pub(super) fn tier(
+    node: &Node,
+    default_image: Option<(At, &str)>,
+    base: &Path,
+    world: &World<'_>,
+    sources: &dyn Sources,
+    report: &mut Report<'_>,
+) -> Option<Tier> {
+    let fields = Fields::of(node, "a tier", &FIELDS, report)?;
+    let name = name(&fields, report);
+    let port = port(&fields, report);
+    let identity = identity(&fields, report);
+    not_yet(&fields, report);
+    let image = image(&fields, default_image, world, report);
+    let before = report.problems.len();
+    let servers = name.as_ref().map(|name| servers(&fields, name, base, world, sources, report)).unwrap_or_default();
+    let complete = name.is_some() && report.problems.len() == before;
+
+    let secret_problem = |secret: &SecretName| world.secret_problem(secret, sources);
+    let around = Surroundings {
+        floor: world.floor,
+        servers: &servers,
+        reserved: world.reserved,
+        complete,
+        secret_problem: &secret_problem,
+    };
+    let credentials: Vec<Credential> = fields
+        .list("credentials", report)
+        .unwrap_or_default()
+        .iter()
+        .enumerate()
+        .filter_map(|(index, node)| credentials::credential(node, index, &around, report))
+        .collect();
+    if identity.is_none() && fields.node("credentials").is_some() {
+        let fix = "give the tier an identity (identity: <name>), or remove its credentials";
+        report.problem(fields.at("credentials"), "a tier with identity: null has no credentials", fix);
+    }
+    let egress = fields.node("egress").and_then(|node| credentials::egress(node, &around, report));
+    if let Some(name) = &name
+        && egress.is_none()
+        && credentials.is_empty()
+        && fields.node("egress").is_none()
+    {
+        let fix = "add credentials or egress to let it reach a host";
+        report.remark(fields.at, format!("tier {name} reaches no host of the internet"), fix);
+    }
+    let tools = tools(&fields, &servers, complete, report);
+    let commands = words(&fields, "commands", is_command, "name each command by itself, like curl; no \"*\", no arguments", report);
+    let auto_approve = words(&fields, "auto_approve", is_tool, "name each tool by itself, like shell or marvin__get_tasks; no \"*\"", report);
+    let model = model(&fields, world, report);
+    let limits = limits(&fields, report);
+    let no_proxy = no_proxy(&fields, report);
+    Some(Tier {
+        background: fields.flag("background", false, report),
+        workspace_unrestricted: fields.flag("workspace_unrestricted", false, report),
+        block_high_risk: fields.flag("block_high_risk", true, report),
+        name: name?,
+        identity,
+        port: port?,
+        image: image?,
+        commands,
+        auto_approve,
+        no_proxy,
+        credentials,
+        egress,
+        tools,
+        model: model?,
+        limits,
+        line: fields.at.line,
+        servers,
+    })
+}
+
+fn name(fields: &Fields<'_>, report: &mut Report<'_>) -> Option<TierName> {
+    let Some((at, text)) = fields.text("name", report) else {
+        if fields.node("name").is_none() {
+            report.problem(fields.at, "this tier has no name", "add: name: <a short word>");
+        }
+        return None;
+    };
+    text.parse().map_err(|error: assistant_proto::name::NameError| report.problem(at, error.to_string(), "rename the tier")).ok()
+}
+
+fn port(fields: &Fields<'_>, report: &mut Report<'_>) -> Option<u16> {
+    if fields.node("port").is_none() {
+        report.problem(fields.at, "this tier has no port", "add: port: <1024 to 65535>, where its dashboard will be");
+    }
+    let (at, port) = fields.port("port", report)?;
+    report.remark(at, "dashboards are not served yet: nothing will listen on this port", "talk to the tier with deploy/chat.sh");
+    Some(port)
+}
+
+fn identity(fields: &Fields<'_>, report: &mut Report<'_>) -> Option<String> {
+    let (at, text) = fields.text("identity", report)?;
+    let fine = text.parse::<TierName>().is_ok();
+    if !fine {
+        report.problem(at, "this is not the name of an identity", "use a-z, 0-9 and '-' (1 to 24), starting with a letter, or null");
+    }
+    fine.then(|| text.to_owned())
+}
+
+/// Fields of the older stack's file, and of what comes later, that have no effect yet. Doing without what was asked for
+/// could be less contained, or less working, than what the person believes: hence errors, not silence.
+fn not_yet(fields: &Fields<'_>, report: &mut Report<'_>) {
+    if let Some((at, runtime)) = fields.text("runtime", report) {
+        match runtime {
+            "native" => {}
+            "docker" => report.problem(at, "runtime: docker (the sandbox) is not supported yet", "write runtime: native, or remove this tier for now"),
+            _ => report.problem(at, "this runtime does not exist", suggestion(runtime, ["native", "docker"])),
+        }
+    }
+    if fields.flag("build_sandbox", false, report) {
+        report.problem(fields.at("build_sandbox"), "build_sandbox: true is not supported yet", "remove it for now");
+    }
+    if fields.port("mcp_port", report).is_some() {
+        report.problem(fields.at("mcp_port"), "a page for MCP servers (mcp_port) is not supported yet", "remove it for now");
+    }
+    if fields.node("channels").is_some() {
+        report.problem(fields.at("channels"), "channels other than the terminal are not supported yet", "remove it for now; use deploy/chat.sh");
+    }
+    if let Some((at, _)) = fields.text("mcp_token_var", report) {
+        report.remark(at, "mcp_token_var is no longer read: tier-supervisor makes the token itself", "remove it, here and in .env");
+    }
+}
+
+fn image(
+    fields: &Fields<'_>,
+    default_image: Option<(At, &str)>,
+    world: &World<'_>,
+    report: &mut Report<'_>,
+) -> Option<String> {
+    const OURS: &str = "zeroclaw";
+    if fields.node("image").is_some() {
+        let (at, image) = fields.text("image", report)?;
+        return known_image(at, image, world, report);
+    }
+    let Some((at, image)) = default_image else { return Some(OURS.to_owned()) };
+    known_image(at, image, world, report)
+}
+
+fn known_image(at: At, image: &str, world: &World<'_>, report: &mut Report<'_>) -> Option<String> {
+    let (major, minor, patch) = version::ZEROCLAW;
+    if version::of_image(image).is_some_and(|version| version < version::ZEROCLAW) {
+        let what = format!("this image is older than ZeroClaw {major}.{minor}.{patch}, which is used in its place");
+        report.remark(at, what, "remove the line to use what the stack brings");
+        return Some("zeroclaw".to_owned());
+    }
+    if world.images.reference(image).is_some() {
+        return Some(image.to_owned());
+    }
+    report.problem(at, "this image is not on this machine", "remove the line to use the ZeroClaw that the stack brings");
+    None
+}
+
+fn servers(
+    fields: &Fields<'_>,
+    tier: &TierName,
+    base: &Path,
+    world: &World<'_>,
+    sources: &dyn Sources,
+    report: &mut Report<'_>,
+) -> Vec<Server> {
+    if !fields.flag("mcp", false, report) {
+        for field in ["mcp_dir", "tools"] {
+            if fields.node(field).is_some() {
+                report.problem(fields.at(field), format!("\"{field}\" has no effect without mcp: true"), "add mcp: true, or remove it");
+            }
+        }
+        return Vec::new();
+    }
+    let (at, directory) = match fields.text("mcp_dir", report) {
+        Some((at, text)) if text.chars().any(char::is_control) || text.is_empty() => {
+            report.problem(at, "this is not a path", "name the folder, relative to this file");
+            return Vec::new();
+        }
+        Some((at, text)) => (at, PathBuf::from(text)),
+        None if fields.node("mcp_dir").is_some() => return Vec::new(),
+        None => (fields.at("mcp"), catalog::default_directory(tier.as_str())),
+    };
+    let servers = catalog::servers(&base.join(directory), at, world.images, sources, report);
+    for server in &servers {
+        // Container names are principals' names, at most 63 characters.
+        if format!("mcp-{tier}-{}", server.name).len() > 63 {
+            report.problem(at, format!("the names of tier {tier} and server {} are too long together", server.name), "shorten one");
+        }
+    }
+    servers
+}
+
+fn tools(
+    fields: &Fields<'_>,
+    servers: &[Server],
+    complete: bool,
+    report: &mut Report<'_>,
+) -> Vec<(ServerName, Vec<String>)> {
+    let mut tools: Vec<(ServerName, Vec<String>)> = Vec::new();
+    for node in fields.list("tools", report).unwrap_or_default() {
+        let Some(rule) = Fields::of(node, "a tools rule", &["server", "allow"], report) else { continue };
+        let allow = words(&rule, "allow", is_tool, "name each tool as the server calls it; no \"*\"", report);
+        let Some((at, text)) = rule.text("server", report) else {
+            if rule.node("server").is_none() {
+                report.problem(rule.at, "this rule names no server", "add: server: <its name in the catalogue>");
+            }
+            continue;
+        };
+        let Some(server) = servers.iter().find(|server| server.name.as_str() == text) else {
+            if complete {
+                let known = servers.iter().map(|server| server.name.as_str());
+                report.problem(at, "the tier has no such MCP server", suggestion(text, known));
+            }
+            continue;
+        };
+        if tools.iter().any(|(name, _)| *name == server.name) {
+            report.problem(at, "this server has two tools rules", "join them");
+        }
+        tools.push((server.name.clone(), allow));
+    }
+    for server in servers {
+        if !tools.iter().any(|(name, allow)| *name == server.name && !allow.is_empty()) {
+            let fix = format!("add to the tier: tools: [{{server: {}, allow: [<tool>]}}]", server.name);
+            report.remark(fields.at, format!("no tool of MCP server {} is allowed", server.name), fix);
+        }
+    }
+    tools
+}
+
+fn words(fields: &Fields<'_>, field: &str, fine: fn(&str) -> bool, fix: &str, report: &mut Report<'_>) -> Vec<String> {
+    let mut words = Vec::new();
+    for (at, text) in fields.texts(field, report) {
+        if fine(text) {
+            words.push(text.to_owned());
+        } else {
+            report.problem(at, format!("an item of \"{field}\" is not usable"), fix);
+        }
+    }
+    words
+}
+
+fn is_command(text: &str) -> bool {
+    !text.is_empty()
+        && text.len() <= 64
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._+-".contains(&b))
+        && !text.starts_with(['-', '.'])
+}
+
+fn is_tool(text: &str) -> bool {
+    !text.is_empty() && text.len() <= 128 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+}
+
+fn model(fields: &Fields<'_>, world: &World<'_>, report: &mut Report<'_>) -> Option<String> {
+    let names = || world.models.iter().map(|name| name.as_str());
+    let default = || names().find(|name| *name == "assistant").or_else(|| names().next()).map(ToOwned::to_owned);
+    let Some(node) = fields.node("model") else { return default() };
+    let section = Fields::of(node, "\"model\"", &["name"], report)?;
+    if section.node("name").is_none() {
+        return default();
+    }
+    let (at, name) = section.text("name", report)?;
+    if names().any(|known| known == name) {
+        return Some(name.to_owned());
+    }
+    report.problem(at, "there is no such model", suggestion(name, names()));
+    None
+}
+
+fn limits(fields: &Fields<'_>, report: &mut Report<'_>) -> TierLimits {
+    let mut limits = TierLimits::default();
+    let Some(node) = fields.node("limits") else { return limits };
+    let Some(section) = Fields::of(node, "\"limits\"", &["memory", "pids", "cpus"], report) else { return limits };
+    if let Some((at, text)) = section.text("memory", report) {
+        match memory(text) {
+            Some(bytes) => limits.memory_bytes = bytes,
+            None => report.problem(at, "this is not an amount of memory", "write it like 512m or 2g, from 128m to 64g"),
+        }
+    }
+    if let Some(node) = section.node("pids") {
+        match node.value {
+            Value::Integer(value @ 16..=32_768) => limits.pids = u32::try_from(value).unwrap_or(limits.pids),
+            _ => report.problem(node.at, "this is not a number of processes", "write a number from 16 to 32768"),
+        }
+    }
+    if let Some((at, cpus)) = section.number("cpus", report) {
+        match nano_cpus(cpus) {
+            Some(nano) => limits.nano_cpus = nano,
+            None => report.problem(at, "this is not a number of processors", "write a number from 0.1 to 64"),
+        }
+    }
+    limits
+}
+
+fn memory(text: &str) -> Option<u64> {
+    let (number, unit) = match (text.strip_suffix('m'), text.strip_suffix('g')) {
+        (Some(number), _) => (number, MIB),
+        (_, Some(number)) => (number, 1_024 * MIB),
+        _ => return None,
+    };
+    if !number.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let bytes = number.parse::<u64>().ok()?.checked_mul(unit)?;
+    (128 * MIB..=64 * 1_024 * MIB).contains(&bytes).then_some(bytes)
+}
+
+/// Rounded to hundredths, as people write it. Counted up rather than cast: `as` would truncate silently.
+fn nano_cpus(cpus: f64) -> Option<u64> {
+    if !(0.1..=64.0).contains(&cpus) {
+        return None;
+    }
+    (10_u32..=6_400).find(|hundredths| f64::from(*hundredths) + 0.5 > cpus * 100.0).map(|hundredths| u64::from(hundredths) * 10_000_000)
+}
+
+fn no_proxy(fields: &Fields<'_>, report: &mut Report<'_>) -> Vec<String> {
+    let Some((at, text)) = fields.text("no_proxy", report) else { return Vec::new() };
+    let mut names = Vec::new();
+    for name in text.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+        if name.len() <= 253 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_:/*".contains(&b)) {
+            names.push(name.to_owned());
+        } else {
+            report.problem(at, "\"no_proxy\" holds something that is no name", "separate names with commas");
+        }
+    }
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn amounts() {
+        for (text, bytes) in [
+            ("512m", Some(512 * MIB)),
+            ("2g", Some(2_048 * MIB)),
+            ("64m", None),
+            ("65g", None),
+            ("1.5g", None),
+            ("+1g", None),
+            ("1024", None),
+            ("", None),
+            ("m", None),
+            ("99999999999999999999g", None),
+        ] {
+            assert_eq!(memory(text), bytes, "{text}");
+        }
+        for (cpus, nano) in [
+            (0.5, Some(500_000_000)),
+            (2.0, Some(2_000_000_000)),
+            (64.0, Some(64_000_000_000)),
+            (0.0, None),
+            (65.0, None),
+            (f64::NAN, None),
+        ] {
+            assert_eq!(nano_cpus(cpus), nano, "{cpus}");
+        }
+    }
+
+    #[test]
+    fn words_of_lists() {
+        for good in ["curl", "python3.11", "g++"] {
+            assert!(is_command(good), "{good}");
+        }
+        for bad in ["*", "", "rm -rf", "/bin/ls", "-x", "a;b", "$(x)"] {
+            assert!(!is_command(bad), "{bad}");
+        }
+        assert!(is_tool("marvin__get_tasks") && !is_tool("*") && !is_tool("a.b"));
+    }
+}

@@ -1,0 +1,236 @@
+//! tiers.yaml as a whole: what tiers share and must not share.
+
+use std::path::Path;
+
+use assistant_proto::name::SecretName;
+
+use super::allowlist::{Allowlist, HostPattern};
+use super::images::Images;
+use super::problem::{At, Problem, Problems, Report};
+use super::settings::Settings;
+use super::tier::{Tier, tier};
+use super::tree::{self, Fields};
+use crate::files::{self, FileError};
+use crate::tokens::SQUID_MODELS_USER;
+
+/// Loopback ports that the stack itself uses.
+const OWN_PORTS: [(u16, &str); 1] = [(assistant_proto::config::NATS_PORT, "the gate of NATS")];
+
+/// More tiers than any machine runs; bounds the work of a wrong file.
+const MOST_TIERS: usize = 100;
+
+/// tiers.yaml and everything it names, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tiers {
+    /// Name of the file without its directory, for people.
+    pub file: String,
+    /// The tiers in the order of the file.
+    pub tiers: Vec<Tier>,
+    /// The floor.
+    pub floor: Allowlist,
+    /// What is worth saying and stops nothing.
+    pub remarks: Vec<Problem>,
+}
+
+/// What reading tiers.yaml needs from the VM. A seam for tests.
+pub trait Sources {
+    /// Text of a file.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    fn read(&self, path: &Path) -> Result<String, FileError>;
+
+    /// Whether the file of a secret can be used.
+    fn secret(&self, name: &SecretName) -> SecretState;
+}
+
+/// State of a secret's file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SecretState {
+    /// It can be used.
+    Present,
+    /// There is none.
+    Absent,
+    /// It is there but must not, or cannot, be used.
+    Unusable(String),
+}
+
+/// The files of the VM.
+#[derive(Debug)]
+pub struct DiskSources<'a> {
+    /// Where they are.
+    pub settings: &'a Settings,
+}
+
+impl Sources for DiskSources<'_> {
+    fn read(&self, path: &Path) -> Result<String, FileError> {
+        files::read_text(path)
+    }
+
+    fn secret(&self, name: &SecretName) -> SecretState {
+        let path = self.settings.secret_file(name);
+        match files::check_private(&path) {
+            Ok(()) => {}
+            Err(error) if error.is_absent() => return SecretState::Absent,
+            Err(error) => return SecretState::Unusable(error.to_string()),
+        }
+        match std::fs::metadata(&path) {
+            Ok(metadata) if metadata.len() == 0 => SecretState::Unusable(format!("{} is empty", path.display())),
+            Ok(_) => SecretState::Present,
+            Err(error) => SecretState::Unusable(format!("{}: {error}", path.display())),
+        }
+    }
+}
+
+/// What a tier is checked against.
+pub(super) struct World<'a> {
+    pub(super) settings: &'a Settings,
+    pub(super) images: &'a Images,
+    pub(super) floor: &'a Allowlist,
+    pub(super) reserved: &'a [HostPattern],
+    pub(super) models: &'a [String],
+}
+
+impl World<'_> {
+    /// What is wrong with the file of a secret, and what to do.
+    pub(super) fn secret_problem(&self, name: &SecretName, sources: &dyn Sources) -> Option<(String, String)> {
+        let path = self.settings.secret_file(name);
+        let path = path.display();
+        match sources.secret(name) {
+            SecretState::Present => None,
+            SecretState::Absent => Some((
+                format!("secret {name} is missing"),
+                format!("put it there, it is read from standard input: sudo install -m 600 /dev/stdin {path}"),
+            )),
+            SecretState::Unusable(why) => {
+                Some((format!("secret {name} cannot be used: {why}"), format!("fix {path}: mode 600, owner root, one line")))
+            }
+        }
+    }
+}
+
+impl Tiers {
+    /// Reads tiers.yaml, the allowlist and the MCP folders from the VM.
+    ///
+    /// # Errors
+    /// With every problem of every file.
+    pub fn load(settings: &Settings, images: &Images) -> Result<Self, Problems> {
+        Self::read(settings, images, &DiskSources { settings })
+    }
+
+    /// The same from other sources.
+    ///
+    /// # Errors
+    /// With every problem of every file.
+    pub fn read(settings: &Settings, images: &Images, sources: &dyn Sources) -> Result<Self, Problems> {
+        let (mut problems, mut remarks) = (Vec::new(), Vec::new());
+        let tiers_name = settings.tiers_file.display().to_string();
+        let floor_name = settings.allowlist_file.display().to_string();
+        let start = At { line: 1, column: 1 };
+
+        let mut report = Report { file: &floor_name, problems: &mut problems, remarks: &mut remarks };
+        let floor = match sources.read(&settings.allowlist_file) {
+            Ok(text) => Allowlist::parse(&text, &mut report),
+            Err(error) => {
+                report.problem(start, error.to_string(), "restore it; an empty file denies everything");
+                Allowlist::default()
+            }
+        };
+        let mut report = report.for_file(&tiers_name);
+        let tiers = match sources.read(&settings.tiers_file) {
+            Ok(text) => tree::parse(&text, &mut report).and_then(|node| {
+                let reserved: Vec<HostPattern> = settings.model.host().map(HostPattern::Exact).into_iter().collect();
+                let models: Vec<String> = settings.model.models.keys().cloned().collect();
+                let world = World { settings, images, floor: &floor, reserved: &reserved, models: &models };
+                let base = settings.tiers_file.parent().unwrap_or(Path::new("/"));
+                walk(&node, base, &world, sources, &mut report)
+            }),
+            Err(error) => {
+                report.problem(start, error.to_string(), "create the file, or name another one when starting the stack");
+                None
+            }
+        };
+        match tiers {
+            Some(tiers) if problems.is_empty() => {
+                let file = settings.tiers_file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                Ok(Self { file, tiers, floor, remarks })
+            }
+            _ => Err(Problems(problems)),
+        }
+    }
+}
+
+fn walk(
+    node: &tree::Node,
+    base: &Path,
+    world: &World<'_>,
+    sources: &dyn Sources,
+    report: &mut Report<'_>,
+) -> Option<Vec<Tier>> {
+    let fields = Fields::of(node, "tiers.yaml", &["defaults", "tiers"], report)?;
+    let defaults = fields.node("defaults").and_then(|node| Fields::of(node, "\"defaults\"", &["image"], report));
+    let default_image = defaults.and_then(|defaults| defaults.text("image", report));
+    let nodes = fields.list("tiers", report).unwrap_or_default();
+    if fields.is_absent_or_empty("tiers") {
+        report.problem(fields.at("tiers"), "there is no tier", "add one: tiers: [{name: tasks, port: 3001}]");
+    }
+    if nodes.len() > MOST_TIERS {
+        report.problem(fields.at("tiers"), format!("there are more than {MOST_TIERS} tiers"), "that cannot be meant");
+        return None;
+    }
+    let mut remarked = Vec::new();
+    let mut ports: Vec<(u16, String)> = OWN_PORTS.iter().map(|(port, what)| (*port, (*what).to_owned())).collect();
+    let mut tiers: Vec<Tier> = Vec::new();
+    for node in nodes {
+        unique(node, &mut ports, &mut remarked, report);
+        if let Some(tier) = tier(node, default_image, base, world, sources, report) {
+            tiers.push(tier);
+        }
+    }
+    // The default image is one line, however many tiers use it.
+    dedup(report.remarks);
+    dedup(report.problems);
+    Some(tiers)
+}
+
+/// What must be unique across tiers. Looked up in the tree rather than in checked tiers, so that a tier with another
+/// problem still counts.
+fn unique(node: &tree::Node, ports: &mut Vec<(u16, String)>, names: &mut Vec<String>, report: &mut Report<'_>) {
+    let tree::Value::Map(entries) = &node.value else { return };
+    let tier = entries
+        .iter()
+        .find_map(|entry| match &entry.node.value {
+            tree::Value::Text(text) if entry.key == "name" => Some((entry.node.at, text)),
+            _ => None,
+        })
+        .filter(|(_, text)| text.parse::<assistant_proto::name::TierName>().is_ok());
+    if let Some((at, name)) = tier {
+        if name == SQUID_MODELS_USER {
+            report.problem(at, format!("\"{name}\" is the name of a service's user at Squid"), "rename the tier");
+        }
+        if names.contains(name) {
+            report.problem(at, format!("there are two tiers with the name {name}"), "rename one");
+        }
+        names.push(name.clone());
+    }
+    for entry in entries.iter().filter(|entry| entry.key == "port" || entry.key == "mcp_port") {
+        let tree::Value::Integer(value) = entry.node.value else { continue };
+        let Ok(port) = u16::try_from(value) else { continue };
+        if let Some((_, owner)) = ports.iter().find(|(taken, _)| *taken == port) {
+            report.problem(entry.node.at, format!("port {port} is already used by {owner}"), "choose another one");
+        }
+        let owner = tier.map_or("another tier", |(_, name)| name);
+        ports.push((port, format!("\"{}\" of {owner}", entry.key)));
+    }
+}
+
+fn dedup(problems: &mut Vec<Problem>) {
+    let mut seen: Vec<Problem> = Vec::new();
+    problems.retain(|problem| {
+        let new = !seen.contains(problem);
+        if new {
+            seen.push(problem.clone());
+        }
+        new
+    });
+}

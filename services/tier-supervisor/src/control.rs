@@ -1,0 +1,202 @@
+//! `assistant.tier.v1.TierService`: what an operator may see and ask for. The only module that names the protobuf types,
+//! beside the command line's client.
+
+mod memory;
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use assistant_proto::tier::tier_service_server::TierService;
+use assistant_proto::tier::{
+    ApplyTiersRequest, ApplyTiersResponse, CheckFloorRequest, CheckFloorResponse, Container, ContainerState,
+    ListTiersRequest, ListTiersResponse, PlanTiersRequest, PlanTiersResponse, Step, Tier, WatchStackRequest,
+    WatchStackResponse,
+};
+use futures::{Stream, StreamExt};
+use service_kit::host::Health;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::{ReceiverStream, WatchStream};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+
+use crate::desired::ContainerSpec;
+use crate::engine::Engine;
+use crate::observed::State;
+use crate::plan;
+use crate::reconciler::{Apply, LookError, Picture, Stack, Standing};
+use crate::vm::Vm;
+
+/// Reports of one round that wait for a reader. More than a round ever has steps; a reader that lags loses reports, not
+/// the round.
+const REPORTS: usize = 256;
+/// The reconciler takes a request between rounds; a round waits for containers at most this long.
+const TAKEN_WITHIN: Duration = Duration::from_secs(600);
+
+/// The service.
+#[derive(Debug)]
+pub struct Control<E, V> {
+    stack: Arc<Stack<E, V>>,
+    applies: mpsc::Sender<Apply>,
+    health: Health,
+    draining: CancellationToken,
+}
+
+impl<E: Engine, V: Vm> Control<E, V> {
+    /// The service over a stack.
+    #[must_use]
+    pub fn new(
+        stack: Arc<Stack<E, V>>,
+        applies: mpsc::Sender<Apply>,
+        health: Health,
+        draining: CancellationToken,
+    ) -> Self {
+        Self { stack, applies, health, draining }
+    }
+}
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl<E: Engine, V: Vm> TierService for Control<E, V> {
+    async fn list_tiers(&self, _: Request<ListTiersRequest>) -> Result<Response<ListTiersResponse>, Status> {
+        let picture = self.stack.watch().borrow().clone();
+        let tiers = picture.desired.tiers.iter().map(|tier| Tier {
+            name: tier.name.to_string(),
+            identity: tier.identity.clone().unwrap_or_default(),
+            containers: tier
+                .containers
+                .iter()
+                .filter_map(|name| picture.desired.container(name))
+                .map(|spec| container(&picture, spec))
+                .collect(),
+        });
+        Ok(Response::new(ListTiersResponse { tiers: tiers.collect() }))
+    }
+
+    async fn plan_tiers(&self, _: Request<PlanTiersRequest>) -> Result<Response<PlanTiersResponse>, Status> {
+        self.files_are_fine()?;
+        let look = self.stack.look().await.map_err(|error| status(&error))?;
+        if let Some(conflict) = look.plan.conflicts.first() {
+            return Err(Status::failed_precondition(conflict.to_string()));
+        }
+        Ok(Response::new(PlanTiersResponse { steps: look.plan.steps.iter().map(step).collect() }))
+    }
+
+    type ApplyTiersStream = Answers<ApplyTiersResponse>;
+
+    async fn apply_tiers(&self, _: Request<ApplyTiersRequest>) -> Result<Response<Self::ApplyTiersStream>, Status> {
+        self.files_are_fine()?;
+        let (reports, received) = mpsc::channel(REPORTS);
+        match tokio::time::timeout(TAKEN_WITHIN, self.applies.send(Apply { reports })).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Err(Status::unavailable("the supervisor is ending")),
+            Err(_) => return Err(Status::unavailable("the supervisor is busy with an earlier apply")),
+        }
+        let answers = ReceiverStream::new(received).map(|report| match report {
+            Ok(report) => Ok(ApplyTiersResponse {
+                step: Some(step(&report.step)),
+                done: report.done,
+                total: report.total,
+                error: report.error.unwrap_or_default(),
+                took_millis: u64::try_from(report.took.as_millis()).unwrap_or(u64::MAX),
+            }),
+            Err(problem) => Err(Status::unavailable(problem)),
+        });
+        Ok(Response::new(Box::pin(answers)))
+    }
+
+    type CheckFloorStream = Answers<CheckFloorResponse>;
+
+    async fn check_floor(&self, _: Request<CheckFloorRequest>) -> Result<Response<Self::CheckFloorStream>, Status> {
+        let verdicts = self.stack.check_floor().await.map_err(|error| status(&error))?;
+        let answers = verdicts.into_iter().map(|verdict| {
+            Ok(CheckFloorResponse {
+                check: verdict.check.to_string(),
+                passed: verdict.passed,
+                detail: verdict.detail,
+                fix: verdict.fix,
+            })
+        });
+        Ok(Response::new(Box::pin(tokio_stream::iter(answers))))
+    }
+
+    type WatchStackStream = Answers<WatchStackResponse>;
+
+    async fn watch_stack(&self, _: Request<WatchStackRequest>) -> Result<Response<Self::WatchStackStream>, Status> {
+        // The watch gives the current picture first.
+        let health = self.health.clone();
+        let answers = WatchStream::new(self.stack.watch()).map(move |picture| Ok(watched(&picture, &health)));
+        // An open watch must not hold up the end of the service.
+        Ok(Response::new(Box::pin(answers.take_until(self.draining.clone().cancelled_owned()))))
+    }
+}
+
+impl<E: Engine, V: Vm> Control<E, V> {
+    /// Every problem of the files at once.
+    fn files_are_fine(&self) -> Result<(), Status> {
+        let problems = self.stack.wanted().problems;
+        if problems.is_empty() { Ok(()) } else { Err(Status::invalid_argument(problems.join("\n"))) }
+    }
+}
+
+/// The one map from errors to gRPC's codes.
+fn status(error: &LookError) -> Status {
+    match error {
+        LookError::Engine(engine) if engine.is_unavailable() => Status::unavailable(error.to_string()),
+        LookError::Engine(_) => Status::aborted(error.to_string()),
+        LookError::Vm(_) => Status::internal(error.to_string()),
+    }
+}
+
+fn step(step: &plan::Step) -> Step {
+    Step { action: step.action.to_string(), reason: step.reason.clone() }
+}
+
+fn watched(picture: &Picture, health: &Health) -> WatchStackResponse {
+    let (current_step, steps_done, steps_total) = match &picture.progress {
+        Some(progress) => (progress.step.clone(), progress.done, progress.total),
+        None => (String::new(), 0, 0),
+    };
+    // What the supervisor itself cannot do yet (streams on NATS) counts as well, once NATS had its chance to come up.
+    let idle = picture.progress.is_none();
+    let of_ours =
+        health.problems().into_iter().map(|(part, problem)| format!("{part}: {problem}")).next().filter(|_| idle);
+    WatchStackResponse {
+        containers: picture.desired.containers.iter().map(|spec| container(picture, spec)).collect(),
+        converged: picture.converged && idle && of_ours.is_none(),
+        current_step,
+        steps_done,
+        steps_total,
+        problem: picture.problem.clone().or(of_ours).unwrap_or_default(),
+        drill: picture.desired.mode == assistant_proto::config::Mode::Drill,
+    }
+}
+
+fn container(picture: &Picture, spec: &ContainerSpec) -> Container {
+    let (standing, problem) = picture.standing(spec);
+    let state = match standing {
+        Standing::Absent => ContainerState::Absent,
+        Standing::Starting => ContainerState::Starting,
+        Standing::Healthy => ContainerState::Healthy,
+        Standing::Unhealthy => ContainerState::Unhealthy,
+        Standing::Stopped => ContainerState::Stopped,
+    };
+    let (memory_bytes, started_at) = match picture.found(spec).map(|found| found.state) {
+        Some(State::Running { pid, started_at }) => {
+            let seconds = started_at.duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
+            (memory::resident(pid), i64::try_from(seconds).unwrap_or(i64::MAX))
+        }
+        _ => (0, 0),
+    };
+    Container {
+        name: spec.name.clone(),
+        role: spec.role.as_str().to_owned(),
+        state: state.into(),
+        problem,
+        image: spec.image.clone(),
+        memory_bytes,
+        started_at,
+        addresses: spec.networks.iter().map(|at| (at.network.clone(), at.address.to_string())).collect(),
+    }
+}

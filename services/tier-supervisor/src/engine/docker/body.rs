@@ -1,0 +1,271 @@
+//! Spells a specification in Docker's words. Pure.
+//!
+//! What every container has, whatever its specification says, stands here and nowhere else: read-only root, no
+//! capabilities beyond the listed ones, no-new-privileges, no core dumps, no restart by Docker, a capped log.
+
+use std::collections::HashMap;
+
+use assistant_proto::config::Mode;
+use assistant_proto::name::TierName;
+use bollard::models::{
+    ContainerCreateBody, EndpointIpamConfig, EndpointSettings, HealthConfig, HostConfig, HostConfigLogConfig, Ipam,
+    IpamConfig, Mount as DockerMount, MountBindOptions, MountBindOptionsPropagationEnum, MountType, MountVolumeOptions,
+    NetworkCreateRequest, NetworkingConfig, ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
+    VolumeCreateRequest,
+};
+
+use crate::desired::{Attachment, ContainerSpec, Mount, MountSource, NetworkKind, NetworkSpec, VolumeSpec};
+use crate::observed::{LABEL_MANAGED, LABEL_MODE, LABEL_ROLE, LABEL_SPEC, LABEL_TIER};
+use crate::plan::network_hash;
+
+/// Docker's options for its bridge driver.
+const BRIDGE_NAME: &str = "com.docker.network.bridge.name";
+const INHIBIT_IPV4: &str = "com.docker.network.bridge.inhibit_ipv4";
+const MASQUERADE: &str = "com.docker.network.bridge.enable_ip_masquerade";
+
+fn labels(mode: Mode, role: &str, tier: Option<&TierName>, spec: Option<String>) -> HashMap<String, String> {
+    let mut labels = HashMap::from([
+        (LABEL_MANAGED.to_owned(), "true".to_owned()),
+        (LABEL_MODE.to_owned(), mode.as_str().to_owned()),
+        (LABEL_ROLE.to_owned(), role.to_owned()),
+    ]);
+    if let Some(tier) = tier {
+        labels.insert(LABEL_TIER.to_owned(), tier.to_string());
+    }
+    if let Some(spec) = spec {
+        labels.insert(LABEL_SPEC.to_owned(), spec);
+    }
+    labels
+}
+
+/// A network.
+pub(super) fn network(mode: Mode, spec: &NetworkSpec) -> NetworkCreateRequest {
+    let egress = spec.kind == NetworkKind::Egress;
+    let mut options =
+        HashMap::from([(BRIDGE_NAME.to_owned(), spec.bridge.clone()), (MASQUERADE.to_owned(), egress.to_string())]);
+    if spec.kind == NetworkKind::Isolated {
+        // Also on engines that know gateway_mode_ipv4=isolated: this one works on all of them, and the floor check looks.
+        options.insert(INHIBIT_IPV4.to_owned(), "true".to_owned());
+    }
+    NetworkCreateRequest {
+        name: spec.name.clone(),
+        driver: Some("bridge".to_owned()),
+        internal: Some(!egress),
+        attachable: Some(false),
+        enable_ipv6: Some(false),
+        ipam: Some(Ipam {
+            driver: Some("default".to_owned()),
+            config: Some(vec![IpamConfig {
+                subnet: Some(spec.subnet.to_string()),
+                gateway: Some(spec.gateway.to_string()),
+                ..IpamConfig::default()
+            }]),
+            options: None,
+        }),
+        options: Some(options),
+        labels: Some(labels(mode, "network", spec.tier.as_ref(), Some(network_hash(spec)))),
+        ..NetworkCreateRequest::default()
+    }
+}
+
+/// A volume. It carries no hash of its specification: a volume is never replaced.
+pub(super) fn volume(mode: Mode, spec: &VolumeSpec) -> VolumeCreateRequest {
+    VolumeCreateRequest {
+        name: Some(spec.name.clone()),
+        driver: Some("local".to_owned()),
+        labels: Some(labels(mode, "volume", spec.tier.as_ref(), None)),
+        ..VolumeCreateRequest::default()
+    }
+}
+
+/// A place on a network, with its fixed address.
+pub(super) fn endpoint(attachment: &Attachment) -> EndpointSettings {
+    EndpointSettings {
+        ipam_config: Some(EndpointIpamConfig {
+            ipv4_address: Some(attachment.address.to_string()),
+            ..EndpointIpamConfig::default()
+        }),
+        ..EndpointSettings::default()
+    }
+}
+
+/// A container on the first of its networks: engines before API 1.44 take one at creation. The others are connected
+/// before it is started.
+pub(super) fn container(mode: Mode, spec: &ContainerSpec) -> ContainerCreateBody {
+    let first = spec.networks.first();
+    // With an entrypoint of ours an empty command means none; without one, the image's.
+    let command = (spec.entrypoint.is_some() || !spec.command.is_empty()).then(|| spec.command.clone());
+    ContainerCreateBody {
+        hostname: Some(spec.name.clone()),
+        user: Some(format!("{}:{}", spec.uid, spec.gid)),
+        attach_stdin: Some(false),
+        attach_stdout: Some(false),
+        attach_stderr: Some(false),
+        tty: Some(false),
+        open_stdin: Some(false),
+        env: Some(spec.env.iter().map(|variable| format!("{}={}", variable.name, variable.value)).collect()),
+        cmd: command,
+        // Health is asked by us; an image's own check would run as a process of the container.
+        healthcheck: Some(HealthConfig { test: Some(vec!["NONE".to_owned()]), ..HealthConfig::default() }),
+        image: Some(spec.image.clone()),
+        working_dir: spec.working_dir.clone(),
+        entrypoint: spec.entrypoint.clone(),
+        labels: Some(labels(mode, spec.role.as_str(), spec.tier.as_ref(), Some(spec.spec_hash()))),
+        host_config: Some(host(spec, first.map(|attachment| attachment.network.clone()))),
+        networking_config: first.map(|attachment| NetworkingConfig {
+            endpoints_config: Some(HashMap::from([(attachment.network.clone(), endpoint(attachment))])),
+        }),
+        ..ContainerCreateBody::default()
+    }
+}
+
+fn host(spec: &ContainerSpec, network: Option<String>) -> HostConfig {
+    let memory = i64::try_from(spec.limits.memory_bytes).unwrap_or(i64::MAX);
+    HostConfig {
+        memory: Some(memory),
+        // Equal to memory: no swap on top, secrets and prompts do not reach the disk that way.
+        memory_swap: Some(memory),
+        nano_cpus: Some(i64::try_from(spec.limits.nano_cpus).unwrap_or(i64::MAX)),
+        pids_limit: Some(i64::from(spec.limits.pids)),
+        ulimits: Some(vec![ResourcesUlimits { name: Some("core".to_owned()), soft: Some(0), hard: Some(0) }]),
+        log_config: Some(HostConfigLogConfig {
+            typ: Some("json-file".to_owned()),
+            config: Some(HashMap::from([
+                ("max-size".to_owned(), spec.log.max_size_bytes.to_string()),
+                ("max-file".to_owned(), spec.log.max_files.to_string()),
+            ])),
+        }),
+        // Never the default bridge, not even for a moment.
+        network_mode: Some(network.unwrap_or_else(|| "none".to_owned())),
+        restart_policy: Some(RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: None }),
+        auto_remove: Some(false),
+        mounts: Some(spec.mounts.iter().map(mount).collect()),
+        cap_add: Some(spec.cap_add.clone()),
+        cap_drop: Some(vec!["ALL".to_owned()]),
+        dns: Some(vec![spec.resolver().to_string()]),
+        // A dot: none, instead of the VM's search domains.
+        dns_search: Some(vec![".".to_owned()]),
+        init: Some(true),
+        ipc_mode: Some("private".to_owned()),
+        privileged: Some(false),
+        publish_all_ports: Some(false),
+        readonly_rootfs: Some(true),
+        security_opt: Some(vec!["no-new-privileges:true".to_owned()]),
+        tmpfs: Some(spec.tmpfs.iter().cloned().collect()),
+        sysctls: Some(spec.sysctls.iter().cloned().collect()),
+        ..HostConfig::default()
+    }
+}
+
+fn mount(mount: &Mount) -> DockerMount {
+    let common =
+        DockerMount { target: Some(mount.target.clone()), read_only: Some(mount.read_only), ..DockerMount::default() };
+    match &mount.source {
+        MountSource::Bind(path) => DockerMount {
+            typ: Some(MountType::BIND),
+            source: Some(path.to_string_lossy().into_owned()),
+            bind_options: Some(MountBindOptions {
+                propagation: Some(MountBindOptionsPropagationEnum::RPRIVATE),
+                ..MountBindOptions::default()
+            }),
+            ..common
+        },
+        MountSource::Volume(name) => DockerMount {
+            typ: Some(MountType::VOLUME),
+            source: Some(name.clone()),
+            volume_options: Some(MountVolumeOptions { no_copy: Some(true), ..MountVolumeOptions::default() }),
+            ..common
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+    use super::*;
+    use crate::desired::EnvVar;
+    use crate::plan::samples;
+
+    /// As it goes over the wire.
+    fn wire(spec: &ContainerSpec) -> serde_json::Value {
+        serde_json::to_value(container(Mode::Drill, spec)).unwrap()
+    }
+
+    #[test]
+    fn every_container_is_confined() {
+        for spec in &samples::desired().containers {
+            let body = wire(spec);
+            let host = &body["HostConfig"];
+            assert_eq!(host["ReadonlyRootfs"], true);
+            assert_eq!(host["CapDrop"], serde_json::json!(["ALL"]));
+            assert_eq!(host["CapAdd"], serde_json::json!([]));
+            assert_eq!(host["SecurityOpt"], serde_json::json!(["no-new-privileges:true"]));
+            assert_eq!(host["Privileged"], false);
+            assert_eq!(host["RestartPolicy"]["Name"], "no");
+            assert_eq!(host["Ulimits"], serde_json::json!([{"Name": "core", "Soft": 0, "Hard": 0}]));
+            assert_eq!(host["LogConfig"]["Type"], "json-file");
+            assert_eq!(host["LogConfig"]["Config"]["max-size"], "10485760");
+            assert_eq!(host["MemorySwap"], host["Memory"]);
+            // An empty list there would unmask /proc; absent means the engine's own.
+            assert!(host.get("MaskedPaths").is_none() && host.get("ReadonlyPaths").is_none());
+            assert!(host.get("PortBindings").is_none() && host["PublishAllPorts"] == false);
+            assert_eq!(host["Dns"], serde_json::json!(["127.0.0.1"]));
+            assert_eq!(body["User"], "8705:8700");
+            assert_eq!(body["Healthcheck"]["Test"], serde_json::json!(["NONE"]));
+            assert_eq!(body["Labels"][LABEL_SPEC], spec.spec_hash());
+            assert_eq!(body["Labels"][LABEL_MODE], "drill");
+        }
+    }
+
+    #[test]
+    fn a_container_is_made_on_its_first_network_and_on_no_other() {
+        let desired = samples::desired();
+        let body = wire(desired.container("assistant-squid").unwrap());
+        assert_eq!(body["HostConfig"]["NetworkMode"], "assistant-egress");
+        let endpoints = body["NetworkingConfig"]["EndpointsConfig"].as_object().unwrap();
+        assert_eq!(endpoints.len(), 1);
+        assert_eq!(endpoints["assistant-egress"]["IPAMConfig"]["IPv4Address"], "10.87.0.8");
+        let mut nowhere = desired.containers[0].clone();
+        nowhere.networks.clear();
+        assert_eq!(wire(&nowhere)["HostConfig"]["NetworkMode"], "none");
+    }
+
+    #[test]
+    fn an_empty_command_is_the_images_only_without_an_entrypoint() {
+        let mut spec = samples::desired().containers[0].clone();
+        assert!(wire(&spec).get("Cmd").is_none());
+        spec.entrypoint = Some(vec!["/bin/x".to_owned()]);
+        assert_eq!(wire(&spec)["Cmd"], serde_json::json!([]));
+        spec.env.push(EnvVar { name: "A".to_owned(), value: "b=c".to_owned(), secret: false });
+        assert_eq!(wire(&spec)["Env"], serde_json::json!(["A=b=c"]));
+    }
+
+    #[test]
+    fn networks_keep_their_kind() {
+        let of = |name: &str| {
+            let desired = samples::desired();
+            serde_json::to_value(network(Mode::Drill, desired.network(name).unwrap())).unwrap()
+        };
+        let isolated = of("assistant-tier-tasks");
+        assert_eq!(isolated["Internal"], true);
+        assert_eq!(isolated["Options"][INHIBIT_IPV4], "true");
+        assert_eq!(isolated["Options"][MASQUERADE], "false");
+        assert_eq!(isolated["Labels"][LABEL_TIER], "tasks");
+        assert_eq!(isolated["EnableIPv6"], false);
+        assert_eq!(isolated["IPAM"]["Config"][0]["Subnet"], "10.87.16.0/24");
+        let internal = of("assistant-bus");
+        assert_eq!(internal["Internal"], true);
+        assert!(internal["Options"].get(INHIBIT_IPV4).is_none());
+        let egress = of("assistant-egress");
+        assert_eq!(egress["Internal"], false);
+        assert_eq!(egress["Options"][MASQUERADE], "true");
+    }
+
+    #[test]
+    fn volumes_take_nothing_from_the_image() {
+        let body = wire(&samples::desired().containers[0]);
+        let mount = &body["HostConfig"]["Mounts"][0];
+        assert_eq!((&mount["Type"], &mount["VolumeOptions"]["NoCopy"]), (&"volume".into(), &true.into()));
+    }
+}

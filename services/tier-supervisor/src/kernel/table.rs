@@ -1,0 +1,105 @@
+//! The text of the kernel table. Pure.
+//!
+//! The chains are files beside this one, in nft's own language; only the elements of the sets vary. Fields of an element,
+//! in order, are the `type` of its set here. At most five: nft 1.0 cannot name the type of more.
+
+use std::collections::BTreeSet;
+
+use super::sets::{ContainerPort, Sets};
+use super::{DRILL_INTERFACE, NFLOG_GROUP, Ruleset, TABLE};
+use crate::desired::Desired;
+
+const BRIDGE_CHAINS: &str = include_str!("bridge.nft");
+const INET_CHAINS: &str = include_str!("inet.nft");
+/// Where the drill pins the interface by which Squid leaves.
+const EXIT_INTERFACE: &str = "#exit-interface";
+
+/// The table that carries the desired state's flows between these ports, and nothing else.
+#[must_use]
+pub fn ruleset(desired: &Desired, ports: &[ContainerPort]) -> Ruleset {
+    let sets = Sets::new(desired, ports);
+    let mut script = String::new();
+    for family in super::FAMILIES {
+        script.push_str(&absent(family));
+    }
+
+    let mut bridge = Table::new("bridge");
+    bridge.set("ports", "ifname", &sets.ports);
+    bridge.intervals("subnets", &sets.subnets);
+    bridge.set("pins", "ifname . ether_addr . ipv4_addr", &sets.pins);
+    bridge.set("macs", "ether_addr", &sets.macs);
+    bridge.set("neighbours", "ipv4_addr . ipv4_addr", &sets.neighbours);
+    bridge.set("hears", "ifname . ipv4_addr . ipv4_addr", &sets.hears);
+    let quadruple = "ipv4_addr . ether_addr . ipv4_addr . inet_service";
+    bridge.set("tcp_flows", quadruple, &sets.tcp_flows);
+    bridge.set("tcp_answers", quadruple, &sets.tcp_answers);
+    bridge.set("udp_flows", quadruple, &sets.udp_flows);
+    bridge.set("udp_answers", quadruple, &sets.udp_answers);
+    bridge.set("udp_refusals", "ipv4_addr . ether_addr . ipv4_addr", &sets.udp_refusals);
+    bridge.set("vm_tcp_answers", "ipv4_addr . ipv4_addr . inet_service", &sets.vm_tcp_answers);
+    bridge.set("vm_udp_answers", "ipv4_addr . ipv4_addr . inet_service", &sets.vm_udp_answers);
+    bridge.set("exits", "ipv4_addr", &sets.exits);
+    bridge.set("dns", "ipv4_addr", &sets.dns);
+    bridge.intervals("private", &sets.private);
+    script.push_str(&bridge.with_chains(BRIDGE_CHAINS));
+
+    let mut inet = Table::new("inet");
+    inet.set("bridges", "ifname", &sets.bridges);
+    inet.set("same", "ifname . ifname", &sets.same);
+    inet.set("vm_tcp", "ifname . ipv4_addr . inet_service", &sets.vm_tcp);
+    inet.set("vm_udp", "ifname . ipv4_addr . inet_service", &sets.vm_udp);
+    inet.set("exits", "ifname . ipv4_addr", &sets.exits_by_bridge);
+    inet.set("dns", "ipv4_addr", &sets.dns);
+    inet.intervals("private", &sets.private);
+    // If the drill's veth goes, its routes go with it; without this rule a drill would then speak to the real internet.
+    let pinned = match desired.drill_table {
+        Some(_) => format!(
+            "oifname != \"{DRILL_INTERFACE}\" counter log prefix \"as:forward\" group {NFLOG_GROUP} snaplen 256 drop"
+        ),
+        None => String::new(),
+    };
+    script.push_str(&inet.with_chains(&INET_CHAINS.replace(EXIT_INTERFACE, &pinned)));
+    Ruleset { script }
+}
+
+/// Statements after which the table is not there, whether or not it was.
+pub(super) fn absent(family: &str) -> String {
+    format!("table {family} {TABLE}\ndelete table {family} {TABLE}\n")
+}
+
+struct Table {
+    text: String,
+}
+
+impl Table {
+    fn new(family: &str) -> Self {
+        Self { text: format!("table {family} {TABLE} {{\n") }
+    }
+
+    fn set(&mut self, name: &str, kind: &str, elements: &BTreeSet<String>) {
+        self.write(name, kind, "", elements);
+    }
+
+    fn intervals(&mut self, name: &str, elements: &BTreeSet<String>) {
+        self.write(name, "ipv4_addr", "\t\tflags interval\n", elements);
+    }
+
+    fn write(&mut self, name: &str, kind: &str, flags: &str, elements: &BTreeSet<String>) {
+        let mut text = format!("\tset {name} {{\n\t\ttype {kind}\n{flags}");
+        if !elements.is_empty() {
+            text.push_str("\t\telements = {\n");
+            for element in elements {
+                text.push_str(&format!("\t\t\t{element},\n"));
+            }
+            text.push_str("\t\t}\n");
+        }
+        text.push_str("\t}\n");
+        self.text.push_str(&text);
+    }
+
+    fn with_chains(mut self, chains: &str) -> String {
+        self.text.push_str(chains);
+        self.text.push_str("}\n");
+        self.text
+    }
+}

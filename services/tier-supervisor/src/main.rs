@@ -1,0 +1,110 @@
+//! Command line of tier-supervisor. Everything it does is in the library.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use service_kit::text::harmless;
+use tier_supervisor::engine::docker::{self, Docker};
+use tier_supervisor::lock::Lock;
+use tier_supervisor::supervisor::{self, Supervisor};
+use tier_supervisor::{config::Settings, down, gates, status};
+
+/// Exit status for a configuration that cannot be used.
+const EXIT_CONFIG: u8 = 2;
+/// Characters of an error; tiers.yaml may have many problems, and all are shown.
+const MOST_ERROR: usize = 64 * 1024;
+
+#[derive(Debug, Parser)]
+#[command(version, about = "Converges Docker and the kernel's packet table to tiers.yaml")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Brings the stack up and keeps it up until SIGTERM. What runs then goes on running.
+    Run(ConfigArgument),
+    /// Checks the configuration and tiers.yaml, prints every problem, exits 2 if there is one.
+    CheckConfig(ConfigArgument),
+    /// Shows how the stack stands.
+    Status(status::Arguments),
+    /// Stops and removes everything of the stack. The supervisor itself must have been stopped.
+    Down(down::Arguments),
+    /// Joins loopback ports to containers. Started by the supervisor, as a user of its own.
+    Gates {
+        /// The gates, one line of JSON; `-` is standard input.
+        #[arg(long)]
+        config: PathBuf,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct ConfigArgument {
+    /// supervisor.json, written by deploy/up.sh.
+    #[arg(long, default_value = "/etc/assistant/supervisor.json")]
+    config: PathBuf,
+}
+
+fn main() -> ExitCode {
+    match Arguments::parse().command {
+        Command::Run(argument) => run(&argument.config),
+        Command::CheckConfig(argument) => match supervisor::problems(&argument.config) {
+            problems if problems.is_empty() => ExitCode::SUCCESS,
+            problems => refuse(&problems),
+        },
+        Command::Status(arguments) => now(async { Ok(status::run(&arguments).await?) }),
+        Command::Down(arguments) => now(async {
+            down::run(&Docker::at(Path::new(docker::SOCKET)), &arguments).await?;
+            Ok(ExitCode::SUCCESS)
+        }),
+        Command::Gates { config } => gates::main(&config),
+    }
+}
+
+fn run(config: &Path) -> ExitCode {
+    let settings = match Settings::load(config) {
+        Ok(settings) => settings,
+        Err(error) => return refuse(&[error.to_string()]),
+    };
+    // Before anything is made: a second supervisor must not renew keys under the first one's feet.
+    let _held = match Lock::take(&settings.run_dir) {
+        Ok(held) => held,
+        Err(error) => return fail(&error.to_string()),
+    };
+    match supervisor::prepare(config) {
+        Ok(own) => service_kit::host::run::<Supervisor>(&own),
+        Err(problems) => refuse(&problems),
+    }
+}
+
+/// Runs one short command to its end.
+fn now(command: impl Future<Output = anyhow::Result<ExitCode>>) -> ExitCode {
+    let outcome = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| runtime.block_on(command));
+    match outcome {
+        Ok(code) => code,
+        Err(error) => fail(&format!("{error:#}")),
+    }
+}
+
+fn refuse(problems: &[String]) -> ExitCode {
+    for problem in problems {
+        say(problem);
+    }
+    ExitCode::from(EXIT_CONFIG)
+}
+
+fn fail(problem: &str) -> ExitCode {
+    say(problem);
+    ExitCode::FAILURE
+}
+
+#[allow(clippy::print_stderr, reason = "standard error is where a person at a command line looks")]
+fn say(problem: &str) {
+    eprintln!("error: {}", harmless(problem, MOST_ERROR));
+}

@@ -1,0 +1,424 @@
+//! Who attempted what, and what to tell a person about it. Pure.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::{IpAddr, Ipv4Addr};
+
+use assistant_proto::event::Scope;
+use assistant_proto::name::PrincipalName;
+
+use super::frame::{Packet, Transport};
+use crate::desired::{Desired, Ipv4Cidr, Peer};
+use crate::kernel::ContainerPort;
+
+/// The rule of the kernel table that dropped a frame: the log prefix that the chains give it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cause {
+    Unknown,
+    Vlan,
+    Ipv6,
+    Ethertype,
+    Arp,
+    Spoof,
+    Fragment,
+    Flow,
+    ToVm,
+    Forward,
+}
+
+impl Cause {
+    pub(super) fn from_prefix(prefix: &str) -> Option<Self> {
+        Some(match prefix {
+            "as:unknown" => Self::Unknown,
+            "as:vlan" => Self::Vlan,
+            "as:ipv6" => Self::Ipv6,
+            "as:ethertype" => Self::Ethertype,
+            "as:arp" => Self::Arp,
+            "as:spoof" => Self::Spoof,
+            "as:fragment" => Self::Fragment,
+            "as:flow" => Self::Flow,
+            "as:vm" => Self::ToVm,
+            "as:forward" => Self::Forward,
+            _ => return None,
+        })
+    }
+}
+
+/// Why an attempt was refused, as events spell it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Reason {
+    ClosedPort,
+    OtherContainer,
+    ToVm,
+    DirectAddress,
+    Multicast,
+    Ipv6,
+    NotIp,
+    Fragment,
+    SpoofedSource,
+    UnknownPort,
+    Flood,
+    Lost,
+}
+
+impl Reason {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::ClosedPort => "closed-port",
+            Self::OtherContainer => "other-container",
+            Self::ToVm => "to-vm",
+            Self::DirectAddress => "direct-address",
+            Self::Multicast => "multicast",
+            Self::Ipv6 => "ipv6",
+            Self::NotIp => "not-ip",
+            Self::Fragment => "fragment",
+            Self::SpoofedSource => "spoofed-source",
+            Self::UnknownPort => "unknown-port",
+            Self::Flood => "flood",
+            Self::Lost => "flood-lost",
+        }
+    }
+}
+
+/// Whose attempt it was.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Origin {
+    pub(super) tier: Scope,
+    /// Name of the container, where it is known.
+    pub(super) container: Option<String>,
+}
+
+impl Origin {
+    pub(super) fn nobody_known() -> Self {
+        Self { tier: Scope::Stack, container: None }
+    }
+
+    pub(super) fn principal(&self) -> Option<PrincipalName> {
+        self.container.as_deref()?.parse().ok()
+    }
+}
+
+/// What is counted as one: equal values are the same attempt, made again.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Attempt {
+    pub(super) origin: Origin,
+    /// Address, or empty.
+    pub(super) host: String,
+    pub(super) port: Option<u16>,
+    pub(super) protocol: String,
+    pub(super) reason: Reason,
+    /// Name of the container at that address, if it is one of ours.
+    pub(super) target: Option<String>,
+}
+
+/// Who is where: what turns a frame into an attempt. A new one is made whenever the table is.
+#[derive(Debug, Clone, Default)]
+pub struct Principals {
+    by_interface: HashMap<u32, String>,
+    by_address: HashMap<Ipv4Addr, String>,
+    tiers: HashMap<String, Scope>,
+    gateways: BTreeSet<Ipv4Addr>,
+    vm: BTreeSet<Ipv4Addr>,
+    subnets: Vec<Ipv4Cidr>,
+    /// Container names that may open a connection of some kind.
+    flows: BTreeSet<(String, String)>,
+}
+
+impl Principals {
+    /// From the desired state, the ports in use, the VM's own addresses, and what tells the index of an interface.
+    #[must_use]
+    pub fn new(
+        desired: &Desired,
+        ports: &[ContainerPort],
+        vm: impl IntoIterator<Item = Ipv4Addr>,
+        index_of: impl Fn(&str) -> Option<u32>,
+    ) -> Self {
+        let containers = desired.containers.iter();
+        let flows = desired.flows.iter().filter_map(|flow| match (&flow.from, &flow.to) {
+            (Peer::Container(from), Peer::Container(to)) => Some((from.clone(), to.clone())),
+            _ => None,
+        });
+        Self {
+            by_interface: ports
+                .iter()
+                .filter_map(|port| Some((index_of(&port.ifname)?, port.container.clone())))
+                .collect(),
+            by_address: containers
+                .clone()
+                .flat_map(|container| container.networks.iter().map(|at| (at.address, container.name.clone())))
+                .collect(),
+            tiers: containers
+                .filter_map(|container| Some((container.name.clone(), Scope::Tier(container.tier.clone()?))))
+                .collect(),
+            gateways: desired.networks.iter().map(|network| network.gateway).collect(),
+            vm: vm.into_iter().collect(),
+            subnets: desired.networks.iter().map(|network| network.subnet).collect(),
+            flows: flows.collect(),
+        }
+    }
+
+    /// As [`Self::new`], asking the kernel for interfaces and addresses. For the VM's own network namespace.
+    #[must_use]
+    pub fn of_this_vm(desired: &Desired, ports: &[ContainerPort]) -> Self {
+        let addresses = nix::ifaddrs::getifaddrs().into_iter().flatten();
+        let vm = addresses.filter_map(|interface| Some(interface.address?.as_sockaddr_in()?.ip()));
+        Self::new(desired, ports, vm, |name| nix::net::if_::if_nametoindex(name).ok())
+    }
+
+    /// What a dropped frame was an attempt at. None for what is no attempt: a container's announcement of its own address.
+    pub(super) fn attempt(&self, cause: Cause, interface: Option<u32>, packet: Packet) -> Option<Attempt> {
+        if let Packet::Arp { sender, target } = packet
+            && (sender == target || sender.is_unspecified())
+        {
+            return None;
+        }
+        let plugged = interface.and_then(|index| self.by_interface.get(&index));
+        // The port is the truth. Without it, the source address is at least what was claimed.
+        let claimed = || match packet {
+            Packet::Arp { sender: source, .. } | Packet::Ipv4 { source, .. } => self.by_address.get(&source),
+            _ => None,
+        };
+        let container = plugged.or_else(claimed).cloned();
+        let tier = container.as_ref().and_then(|name| self.tiers.get(name)).cloned().unwrap_or(Scope::Stack);
+        let (destination, port, protocol) = destination(packet);
+        let target = match destination {
+            Some(IpAddr::V4(address)) => self.by_address.get(&address).cloned(),
+            _ => None,
+        };
+        let reason = self.reason(cause, packet, container.as_deref(), target.as_deref());
+        Some(Attempt {
+            origin: Origin { tier, container },
+            host: destination.map(|address| address.to_string()).unwrap_or_default(),
+            port,
+            protocol,
+            reason,
+            target,
+        })
+    }
+
+    fn reason(&self, cause: Cause, packet: Packet, from: Option<&str>, to: Option<&str>) -> Reason {
+        match cause {
+            Cause::Unknown => return Reason::UnknownPort,
+            Cause::Spoof => return Reason::SpoofedSource,
+            Cause::Ipv6 => return Reason::Ipv6,
+            Cause::Vlan | Cause::Ethertype => return Reason::NotIp,
+            Cause::Fragment => return Reason::Fragment,
+            Cause::ToVm if matches!(packet, Packet::Ipv6 { .. }) => return Reason::Ipv6,
+            Cause::ToVm => return Reason::ToVm,
+            Cause::Arp | Cause::Flow | Cause::Forward => {}
+        }
+        let destination = match packet {
+            Packet::Arp { target, .. } => target,
+            Packet::Ipv4 { destination, .. } => destination,
+            Packet::Ipv6 { .. } => return Reason::Ipv6,
+            Packet::Other { .. } => return Reason::NotIp,
+        };
+        match (from, to) {
+            (Some(from), Some(to)) if self.flows.contains(&(from.to_owned(), to.to_owned())) => Reason::ClosedPort,
+            (_, Some(_)) => Reason::OtherContainer,
+            _ if self.gateways.contains(&destination) || self.vm.contains(&destination) => Reason::ToVm,
+            _ if destination.is_multicast() || destination.is_broadcast() => Reason::Multicast,
+            _ if self.subnets.iter().any(|subnet| subnet.contains(destination)) => Reason::OtherContainer,
+            _ => Reason::DirectAddress,
+        }
+    }
+}
+
+fn destination(packet: Packet) -> (Option<IpAddr>, Option<u16>, String) {
+    let transport = |transport| match transport {
+        Transport::Tcp { port, .. } => (Some(port), "tcp".to_owned()),
+        Transport::Udp { port } => (Some(port), "udp".to_owned()),
+        Transport::Icmp => (None, "icmp".to_owned()),
+        Transport::Other(6) => (None, "tcp".to_owned()),
+        Transport::Other(17) => (None, "udp".to_owned()),
+        Transport::Other(number) => (None, format!("ip-protocol-{number}")),
+    };
+    match packet {
+        Packet::Arp { target, .. } => (Some(target.into()), None, "arp".to_owned()),
+        Packet::Ipv4 { destination, transport: carried, .. } => {
+            let (port, protocol) = transport(carried);
+            (Some(destination.into()), port, protocol)
+        }
+        Packet::Ipv6 { destination, transport: carried } => {
+            let (port, protocol) = transport(carried);
+            (Some(destination.into()), port, protocol)
+        }
+        Packet::Other { ethertype } => (None, None, format!("ethertype-{ethertype:04x}")),
+    }
+}
+
+impl Attempt {
+    /// What of one origin there was no room to count apart.
+    pub(super) fn flood(origin: Origin) -> Self {
+        Self { reason: Reason::Flood, ..Self::nothing(origin) }
+    }
+
+    /// What the kernel dropped but could not report, because it came faster than it can be read.
+    pub(super) fn lost() -> Self {
+        Self { reason: Reason::Lost, ..Self::nothing(Origin::nobody_known()) }
+    }
+
+    fn nothing(origin: Origin) -> Self {
+        Self {
+            origin,
+            host: String::new(),
+            port: None,
+            protocol: "any".to_owned(),
+            reason: Reason::Flood,
+            target: None,
+        }
+    }
+
+    /// One sentence for a person. Holds only names of ours, numbers and addresses.
+    pub(super) fn detail(&self) -> String {
+        let who = self.origin.container.as_deref().unwrap_or("An unknown container");
+        let protocol = &self.protocol;
+        let what = match self.port {
+            Some(port) => format!("{protocol} {port}"),
+            None => protocol.clone(),
+        };
+        let host = if self.host.is_empty() { "no address" } else { &self.host };
+        let at = match &self.target {
+            Some(target) => format!("{target} ({host})"),
+            None => host.to_owned(),
+        };
+        match self.reason {
+            Reason::ClosedPort => format!("{who} tried {what} at {at}, which serves it on its data ports only."),
+            Reason::OtherContainer => format!("{who} tried {what} at {at}; a container reaches its own doors only."),
+            Reason::ToVm => format!("{who} tried {what} at {at}, an address of the VM, which serves no container."),
+            Reason::DirectAddress => {
+                format!("{who} tried {what} at {at} directly; what leaves goes by host name through the proxy.")
+            }
+            Reason::Multicast => format!("{who} sent {what} to everyone at {at}."),
+            Reason::Ipv6 => format!("{who} sent {what} over IPv6 to {at}; there is no IPv6 here."),
+            Reason::NotIp => format!("{who} sent a frame that is not plain IPv4 ({what})."),
+            Reason::Fragment => format!("{who} sent a fragment of {what} to {at}; fragments are not carried."),
+            Reason::SpoofedSource => format!("{who} sent {what} to {at} from an address that is not its own."),
+            Reason::UnknownPort => {
+                format!("{who} sent {what} to {at} before the kernel table knew it, or it is not a container of ours.")
+            }
+            Reason::Flood => format!("{who} made more different attempts at once than are counted one by one."),
+            Reason::Lost => "Attempts came faster than the kernel could report them one by one.".to_owned(),
+        }
+    }
+
+    /// The smallest change that would allow it, or why nothing will.
+    pub(super) fn fix(&self) -> &'static str {
+        match (&self.origin.tier, self.reason) {
+            (_, Reason::UnknownPort) => {
+                "Nothing to do if it was just started; a foreign container on a network of ours is taken off it."
+            }
+            (_, Reason::Lost) => "Look for a container with high load: deploy/status.sh, then stop its tier.",
+            (Scope::Stack, _) => {
+                "A service of the stack tried what it has no flow for. Unless you changed it, read its log, then replace it."
+            }
+            (_, Reason::DirectAddress | Reason::Ipv6) => {
+                "Use the host's name through the proxy (HTTPS_PROXY); if it is refused there, name the host under the tier's egress in tiers.yaml."
+            }
+            (_, Reason::ClosedPort) => {
+                "Use the proxy at http://proxy:10255, models at http://models:4000/v1 or tools at http://mcp:8811/mcp; no other port is ever open."
+            }
+            (_, Reason::Flood) => "Nothing will: see the single attempts beside it; stop the tier if it goes on.",
+            (_, Reason::ToVm | Reason::OtherContainer | Reason::Multicast) => {
+                "Nothing will: tiers are kept apart from each other and from the VM."
+            }
+            (_, Reason::NotIp | Reason::Fragment | Reason::SpoofedSource) => {
+                "Nothing will: only whole IPv4 packets from a container's own address are carried."
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+    use super::*;
+
+    const AGENT: Ipv4Addr = Ipv4Addr::new(10, 87, 16, 20);
+    const BROKER: Ipv4Addr = Ipv4Addr::new(10, 87, 16, 2);
+    const NATS: Ipv4Addr = Ipv4Addr::new(10, 87, 1, 5);
+
+    fn principals() -> Principals {
+        let name = |name: &str| name.to_owned();
+        Principals {
+            by_interface: HashMap::from([(7, name("zeroclaw-tasks")), (8, name("assistant-secret-broker"))]),
+            by_address: HashMap::from([
+                (AGENT, name("zeroclaw-tasks")),
+                (BROKER, name("assistant-secret-broker")),
+                (NATS, name("assistant-nats")),
+            ]),
+            tiers: HashMap::from([(name("zeroclaw-tasks"), Scope::Tier("tasks".parse().unwrap()))]),
+            gateways: BTreeSet::from([Ipv4Addr::new(10, 87, 16, 1)]),
+            vm: BTreeSet::from([Ipv4Addr::new(192, 168, 1, 9)]),
+            subnets: vec!["10.87.16.0/24".parse().unwrap()],
+            flows: BTreeSet::from([(name("zeroclaw-tasks"), name("assistant-secret-broker"))]),
+        }
+    }
+
+    fn to(destination: [u8; 4]) -> Packet {
+        let transport = Transport::Tcp { source_port: 40000, port: 443, sequence: 1 };
+        Packet::Ipv4 { source: AGENT, destination: destination.into(), transport }
+    }
+
+    #[test]
+    fn reasons_follow_from_who_and_where() {
+        let principals = principals();
+        let table: [(Cause, Packet, Reason); 13] = [
+            (Cause::Flow, to(BROKER.octets()), Reason::ClosedPort),
+            (Cause::Flow, to(NATS.octets()), Reason::OtherContainer),
+            (Cause::Flow, to([10, 87, 16, 99]), Reason::OtherContainer),
+            (Cause::Flow, to([10, 87, 16, 1]), Reason::ToVm),
+            (Cause::Flow, to([192, 168, 1, 9]), Reason::ToVm),
+            (Cause::Flow, to([192, 168, 1, 10]), Reason::DirectAddress),
+            (Cause::Flow, to([224, 0, 0, 251]), Reason::Multicast),
+            (Cause::Forward, to([203, 0, 113, 9]), Reason::DirectAddress),
+            (Cause::Spoof, to([203, 0, 113, 9]), Reason::SpoofedSource),
+            (Cause::Unknown, to([203, 0, 113, 9]), Reason::UnknownPort),
+            (Cause::Fragment, to([203, 0, 113, 9]), Reason::Fragment),
+            (Cause::Vlan, Packet::Other { ethertype: 0x8100 }, Reason::NotIp),
+            (Cause::Arp, Packet::Arp { sender: AGENT, target: NATS }, Reason::OtherContainer),
+        ];
+        for (cause, packet, reason) in table {
+            let attempt = principals.attempt(cause, Some(7), packet).unwrap();
+            assert_eq!(attempt.reason, reason, "{cause:?} {packet:?}");
+            assert_eq!(attempt.origin.container.as_deref(), Some("zeroclaw-tasks"));
+            assert_eq!(attempt.origin.tier.as_str(), "tasks");
+            assert!(attempt.detail().starts_with("zeroclaw-tasks "), "{}", attempt.detail());
+            assert!(!attempt.fix().is_empty());
+        }
+    }
+
+    #[test]
+    fn the_port_says_whose_it_was_and_not_the_address() {
+        let principals = principals();
+        let spoofed = principals.attempt(Cause::Spoof, Some(8), to([203, 0, 113, 9])).unwrap();
+        assert_eq!(spoofed.origin.container.as_deref(), Some("assistant-secret-broker"));
+        assert_eq!(spoofed.origin.tier, Scope::Stack);
+        let unknown = principals.attempt(Cause::Unknown, Some(99), to([203, 0, 113, 9])).unwrap();
+        assert_eq!(unknown.origin.principal().unwrap().as_str(), "zeroclaw-tasks");
+        let nobody = principals.attempt(Cause::Unknown, None, Packet::Other { ethertype: 1 }).unwrap();
+        assert_eq!(nobody.origin, Origin::nobody_known());
+    }
+
+    #[test]
+    fn an_announcement_is_no_attempt() {
+        let announcement = Packet::Arp { sender: AGENT, target: AGENT };
+        assert_eq!(principals().attempt(Cause::Unknown, Some(99), announcement), None);
+    }
+
+    #[test]
+    fn every_prefix_of_the_chains_is_known_and_goes_to_our_group() {
+        let mut prefixes = 0;
+        for chains in [include_str!("../kernel/bridge.nft"), include_str!("../kernel/inet.nft")] {
+            for line in chains.lines().filter(|line| line.contains(" log ")) {
+                let prefix = line.split('"').nth(1).unwrap();
+                assert!(Cause::from_prefix(prefix).is_some(), "{line}");
+                assert!(line.contains(&format!("group {} ", crate::kernel::NFLOG_GROUP)), "{line}");
+                assert!(line.trim().ends_with("drop"), "{line}");
+                prefixes += 1;
+            }
+        }
+        assert!(prefixes > 10);
+        assert_eq!(Cause::from_prefix("other"), None);
+    }
+}

@@ -1,0 +1,184 @@
+//! A stack's status as text. Pure.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use assistant_proto::tier::{Container, ContainerState, WatchStackResponse};
+use serde_json::json;
+use service_kit::text::{harmless, harmless_line};
+
+/// One line on what is under way.
+pub(super) fn progress(stack: &WatchStackResponse) -> String {
+    let up = healthy(stack);
+    let all = stack.containers.len();
+    if stack.current_step.is_empty() {
+        return match stack.converged {
+            true => format!("everything is up ({up} of {all} containers)"),
+            false => format!("looking ({up} of {all} containers up)"),
+        };
+    }
+    let step = harmless_line(&stack.current_step, 200);
+    let number = stack.steps_done.saturating_add(1);
+    format!("[{number}/{}] {step} ({up} of {all} containers up)", stack.steps_total)
+}
+
+fn healthy(stack: &WatchStackResponse) -> usize {
+    stack.containers.iter().filter(|container| container.state() == ContainerState::Healthy).count()
+}
+
+fn state(container: &Container) -> &'static str {
+    match container.state() {
+        ContainerState::Healthy => "healthy",
+        ContainerState::Starting => "starting",
+        ContainerState::Unhealthy => "unhealthy",
+        ContainerState::Stopped => "stopped",
+        ContainerState::Absent => "absent",
+        ContainerState::Unspecified => "unknown",
+    }
+}
+
+fn memory(bytes: u64) -> String {
+    if bytes == 0 { "-".to_owned() } else { format!("{} MiB", bytes.div_ceil(1 << 20)) }
+}
+
+fn age(started_at: i64) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+    let Some(seconds) = u64::try_from(started_at).ok().filter(|at| *at > 0).map(|at| now.saturating_sub(at)) else {
+        return "-".to_owned();
+    };
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min", seconds / 60),
+        3600..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} d", seconds / 86_400),
+    }
+}
+
+/// A table for a terminal.
+pub(super) fn table(stack: &WatchStackResponse) -> String {
+    let mut text = String::new();
+    if stack.drill {
+        text.push_str("THIS IS A DRILL: the internet of this stack is made of doubles.\n\n");
+    }
+    let rows: Vec<[String; 5]> = stack
+        .containers
+        .iter()
+        .map(|container| {
+            [
+                harmless_line(&container.name, 63),
+                harmless_line(&container.role, 32),
+                state(container).to_owned(),
+                memory(container.memory_bytes),
+                age(container.started_at),
+            ]
+        })
+        .collect();
+    let header = ["CONTAINER", "ROLE", "STATE", "MEMORY", "UP"].map(str::to_owned);
+    let mut widths = [0_usize; 5];
+    for row in rows.iter().chain([&header]) {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    for row in [&header].into_iter().chain(&rows) {
+        let line: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        text.push_str(line.join("  ").trim_end());
+        text.push('\n');
+    }
+    for container in stack.containers.iter().filter(|container| !container.problem.is_empty()) {
+        let problem = harmless(&container.problem, 4000);
+        text.push_str(&format!("{}: {problem}\n", harmless_line(&container.name, 63)));
+    }
+    let summary = match (super::is_healthy(stack), stack.problem.is_empty()) {
+        (true, _) => "Everything is up, and every check of the floor passed.".to_owned(),
+        (false, true) => progress(stack),
+        (false, false) => format!("Problem: {}", harmless(&stack.problem, 8000)),
+    };
+    text.push('\n');
+    text.push_str(&summary);
+    text.push('\n');
+    text
+}
+
+/// The same for a script.
+pub(super) fn json(stack: &WatchStackResponse) -> String {
+    let containers: Vec<_> = stack
+        .containers
+        .iter()
+        .map(|container| {
+            json!({
+                "name": container.name, "role": container.role, "state": state(container),
+                "problem": container.problem, "image": container.image,
+                "memory_bytes": container.memory_bytes, "started_at": container.started_at,
+                "addresses": container.addresses.iter().collect::<std::collections::BTreeMap<_, _>>(),
+            })
+        })
+        .collect();
+    let mut text = json!({
+        "healthy": super::is_healthy(stack), "converged": stack.converged, "drill": stack.drill,
+        "current_step": stack.current_step, "steps_done": stack.steps_done, "steps_total": stack.steps_total,
+        "problem": stack.problem, "containers": containers,
+    })
+    .to_string();
+    text.push('\n');
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+    use super::*;
+
+    fn stack(state: ContainerState, problem: &str) -> WatchStackResponse {
+        WatchStackResponse {
+            containers: vec![Container {
+                name: "zeroclaw-tasks".to_owned(),
+                role: "agent".to_owned(),
+                state: state.into(),
+                problem: problem.to_owned(),
+                memory_bytes: 3 << 20,
+                ..Container::default()
+            }],
+            converged: true,
+            drill: true,
+            ..WatchStackResponse::default()
+        }
+    }
+
+    #[test]
+    fn a_drill_says_so_and_problems_cannot_act_on_a_terminal() {
+        let text = table(&stack(ContainerState::Unhealthy, "\u{1b}[2Jit says no"));
+        assert!(text.starts_with("THIS IS A DRILL"), "{text}");
+        assert!(text.contains("zeroclaw-tasks  agent  unhealthy  3 MiB"), "{text}");
+        assert!(text.contains("\\u{1b}[2Jit says no") && !text.contains('\u{1b}'), "{text}");
+    }
+
+    #[test]
+    fn only_everything_is_healthy() {
+        assert!(super::super::is_healthy(&stack(ContainerState::Healthy, "")));
+        assert!(!super::super::is_healthy(&stack(ContainerState::Starting, "")));
+        let mut one = stack(ContainerState::Healthy, "");
+        one.problem = "x".to_owned();
+        assert!(!super::super::is_healthy(&one));
+        one.problem.clear();
+        one.converged = false;
+        assert!(!super::super::is_healthy(&one));
+    }
+
+    #[test]
+    fn progress_counts_from_one() {
+        let mut one = stack(ContainerState::Starting, "");
+        one.converged = false;
+        one.current_step = "start container assistant-nats".to_owned();
+        one.steps_done = 2;
+        one.steps_total = 9;
+        assert_eq!(progress(&one), "[3/9] start container assistant-nats (0 of 1 containers up)");
+    }
+
+    #[test]
+    fn json_is_json() {
+        let value: serde_json::Value = serde_json::from_str(&json(&stack(ContainerState::Healthy, ""))).unwrap();
+        assert_eq!(value["containers"][0]["state"], "healthy");
+        assert_eq!(value["healthy"], true);
+    }
+}

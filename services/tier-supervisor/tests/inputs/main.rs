@@ -1,0 +1,10 @@
+//! From the files a person writes to the desired state: the project's own files, the older stack's, and wrong ones.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
+
+mod compat;
+mod desired;
+mod problems;
+mod programs;
+mod rendered;
+mod stack;

@@ -1,0 +1,188 @@
+//! Wrong files: every problem at once, at its place, with what to do, and no secret in any message.
+
+use proptest::prelude::*;
+
+use crate::stack::{Stack, write};
+
+const TASKS: &str = "tiers:
+  - name: tasks
+    identity: tasks
+    port: 3001
+    mcp: true
+    credentials:
+      - secret: marvin_api_key
+        hosts: [serv.amazingmarvin.com]
+        header: X-API-Token
+    tools: [{server: marvin, allow: [get_tasks]}]
+";
+
+#[test]
+fn the_base_of_these_tests_is_fine() {
+    assert_eq!(Stack::with_tiers(TASKS).problems(), Vec::<String>::new());
+}
+
+#[test]
+fn everything_is_reported_at_once() {
+    let problems = Stack::with_tiers(
+        "tiers:
+  - name: tasks
+    identiy: tasks
+    port: 3001
+    mcp: true
+    credentials:
+      - secret: marvin_api_key
+        hosts: [serv.amazingmarvin.com, evil.example]
+        header: X-API-Token
+        for: [marvn]
+  - name: tasks
+    port: 3001
+    runtime: docker
+    commands: curl
+    limits: {memory: 1tb}
+volumes: {}
+",
+    )
+    .problems();
+    let expected = [
+        ("tiers.yaml:3:5: a tier has no field \"identiy\"", "did you mean \"identity\"?"),
+        ("tiers.yaml:8:41: evil.example is not on the allowlist, and a tier can only narrow it", "add evil.example to squid/allowlist.txt, or remove it here"),
+        ("tiers.yaml:10:15: the tier has no such MCP server", "did you mean \"marvin\"?"),
+        ("tiers.yaml:6:5: a tier with identity: null has no credentials", "give the tier an identity"),
+        ("tiers.yaml:11:11: there are two tiers with the name tasks", "rename one"),
+        ("tiers.yaml:12:11: port 3001 is already used by \"port\" of tasks", "choose another one"),
+        ("tiers.yaml:13:14: runtime: docker (the sandbox) is not supported yet", "write runtime: native"),
+        ("tiers.yaml:14:15: \"commands\" is text", "it must be a list"),
+        ("tiers.yaml:15:22: this is not an amount of memory", "write it like 512m or 2g"),
+        ("tiers.yaml:16:1: tiers.yaml has no field \"volumes\"", "use one of: defaults, tiers"),
+    ];
+    for (what, fix) in expected {
+        let found = problems.iter().find(|problem| problem.starts_with(what));
+        assert!(found.is_some_and(|problem| problem.contains(fix)), "{what}; {fix}\nnot in {problems:#?}");
+    }
+    assert_eq!(problems.len(), expected.len(), "{problems:#?}");
+}
+
+#[test]
+fn single_problems() {
+    let replace = |from: &str, to: &str| TASKS.replace(from, to);
+    for (text, what) in [
+        (String::new(), "tiers.yaml is nothing"),
+        ("tiers: []\n".to_owned(), "there is no tier"),
+        (replace("    port: 3001\n", ""), "this tier has no port"),
+        (replace("3001", "80"), "it must be a port from 1024 to 65535"),
+        (replace("3001", "4222"), "already used by the gate of NATS"),
+        (replace("name: tasks", "name: Tasks!"), "not a tier name"),
+        (replace("name: tasks", "name: stack"), "not a tier name"),
+        (replace("    mcp: true\n", ""), "\"tools\" has no effect without mcp: true"),
+        (replace("mcp: true", "mcp: yes please"), "it must be true or false"),
+        (replace("mcp: true", "mcp: true\n    mcp_dir: mcp/nowhere"), "the MCP folder is not complete"),
+        (replace("marvin_api_key", "other_key"), "secret other_key is missing"),
+        (replace("marvin_api_key", "other_key"), "has no placeholder"),
+        (replace("secret: marvin_api_key", "placeholder: x"), "this credential names no secret"),
+        (replace("header: X-API-Token", "header: Host"), "this header cannot carry a secret"),
+        (replace("header: X-API-Token", "template: x"), "does not say where the secret goes"),
+        (replace("header: X-API-Token", "header: X-API-Token\n        template: Bearer"), "a template holds {} exactly once"),
+        (replace("[serv.amazingmarvin.com]", "[]"), "this credential names no host"),
+        (replace("[serv.amazingmarvin.com]", "[.amazingmarvin.com]"), ".amazingmarvin.com is not on the allowlist"),
+        (replace("[serv.amazingmarvin.com]", "[model.drill.example]"), "includes a host of the model route"),
+        (replace("[serv.amazingmarvin.com]", "[10.0.0.1]"), "this is not a host"),
+        (replace("header: X-API-Token", "header: X-API-Token\n        methods: [CONNECT]"), "this is not a method"),
+        (replace("header: X-API-Token", "header: X-API-Token\n        paths: [api]"), "this is not a path pattern"),
+        (replace("server: marvin", "server: marvins"), "the tier has no such MCP server"),
+        (replace("[get_tasks]", "['*']"), "an item of \"allow\" is not usable"),
+        (replace("[get_tasks]", "[get_tasks, get_tasks]"), "has this item twice"),
+        (replace("    mcp: true\n", "    mcp: true\n    model: {name: assistent}\n"), "there is no such model; did you mean \"assistant\"?"),
+        (replace("    mcp: true\n", "    mcp: true\n    channels: [telegram]\n"), "channels other than the terminal are not supported yet"),
+        (replace("    mcp: true\n", "    mcp: true\n    image: zeroclaw:v9.9.9\n"), "this image is not on this machine"),
+        (replace("    mcp: true\n", "    mcp: true\n    egress: {host: [serv.amazingmarvin.com]}\n"), "\"egress\" has no field \"host\"; did you mean \"hosts\"?"),
+        (replace("    mcp: true\n", "    mcp: true\n    mcp: false\n"), "duplicated key in mapping"),
+    ] {
+        let problems = Stack::with_tiers(&text).problems();
+        assert!(problems.iter().any(|problem| problem.contains(what)), "{what}\nnot in {problems:#?}\nof {text}");
+        for problem in &problems {
+            assert!(problem.contains("; "), "no fix: {problem}");
+        }
+    }
+}
+
+#[test]
+fn secrets_files_must_be_there_private_and_full() {
+    let stack = Stack::with_tiers(TASKS);
+    let path = stack.settings.state_dir.join("secrets/marvin_api_key");
+    write(&path, "hunter2hunter2", 0o644);
+    let problems = stack.problems().join("\n");
+    assert!(problems.contains("tiers.yaml:7:9: secret marvin_api_key cannot be used") && problems.contains("chmod 600"), "{problems}");
+    assert!(!problems.contains("hunter2"), "{problems}");
+    write(&path, "", 0o600);
+    assert!(stack.problems().join("\n").contains("is empty"));
+    std::fs::remove_file(&path).unwrap();
+    let problems = stack.problems().join("\n");
+    assert!(problems.contains("secret marvin_api_key is missing; put it there"), "{problems}");
+    assert!(problems.contains("sudo install -m 600 /dev/stdin state/secrets/marvin_api_key"), "{problems}");
+    stack.secret("marvin_api_key", "x");
+    std::fs::remove_file(stack.settings.state_dir.join("secrets/model_api_key")).unwrap();
+    assert!(stack.problems().join("\n").contains("secret model_api_key (\"model.key_secret\" in supervisor.json) is missing"));
+}
+
+#[test]
+fn a_secret_pasted_anywhere_is_never_repeated() {
+    let secret = "Xy9+hunter2/Zq";
+    for at in [
+        "marvin_api_key", "serv.amazingmarvin.com", "X-API-Token", "get_tasks", "3001", "identity", "tasks", "true", "marvin,",
+    ] {
+        let problems = Stack::with_tiers(&TASKS.replace(at, secret)).problems();
+        assert!(!problems.is_empty(), "{at}");
+        assert!(problems.iter().all(|problem| !problem.contains("hunter2")), "{at}: {problems:#?}");
+    }
+}
+
+#[test]
+fn wrong_mcp_folders() {
+    let stack = Stack::with_tiers(TASKS);
+    std::fs::remove_file(stack.dir.path().join("mcp")).unwrap();
+    let folder = stack.dir.path().join("mcp/tasks");
+    write(&folder.join("catalogs/catalog.yaml"), "registry:
+  marvin:
+    image: zeroclaw/amazing-marvin:local
+    type: remote
+    secrets:
+      - {name: marvin_api_key, env: PATH}
+      - {name: second_key, env: SECOND_KEY}
+", 0o644);
+    write(&folder.join("registry.yaml"), "registry:\n  marvin: {ref: x}\n  marvim: {}\n", 0o644);
+    write(&folder.join("config.yaml"), "marvin: {}\n", 0o644);
+    write(&folder.join("secrets.env"), "marvin_api_key=kD93hunter2\n", 0o644);
+    let problems = stack.problems();
+    for (file, what) in [
+        ("mcp/tasks/catalogs/catalog.yaml:4:11", "only \"type: server\" is supported"),
+        ("mcp/tasks/catalogs/catalog.yaml:6:37", "this variable is set by the stack itself"),
+        ("mcp/tasks/registry.yaml:2:17", "a \"ref\" to another catalogue is not supported"),
+        ("mcp/tasks/registry.yaml:3:3", "defines no server \"marvim\"; did you mean \"marvin\"?"),
+        ("mcp/tasks/config.yaml:1:1", "overrides of a server are not supported yet"),
+        ("mcp/tasks/secrets.env:1:1", "this value does not look like a placeholder"),
+        ("mcp/tasks/catalogs/catalog.yaml:7:16", "secret \"second_key\" of server marvin has no placeholder"),
+        ("mcp/tasks/catalogs/catalog.yaml:1:1", "the image of server marvin is not on this machine"),
+    ] {
+        assert!(problems.iter().any(|problem| problem.starts_with(file) && problem.contains(what)), "{file} {what}\nnot in {problems:#?}");
+    }
+    assert!(problems.iter().all(|problem| !problem.contains("hunter2")), "{problems:#?}");
+    assert_eq!(problems.len(), 8, "nothing is blamed on tiers.yaml: {problems:#?}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    /// Whatever is cut out of, or put into, a good file: an answer, never a panic, and never a secret.
+    #[test]
+    fn mutilated_files_never_panic(at in 0_usize..400, cut in 0_usize..40, put in "[-\\[\\]{}:,&*!|>'\"%#a-z0-9 \\n]{0,12}") {
+        let characters: Vec<char> = TASKS.chars().collect();
+        let at = at.min(characters.len());
+        let end = (at + cut).min(characters.len());
+        let mut text: String = characters[..at].iter().collect();
+        text.push_str(&put);
+        text.extend(&characters[end..]);
+        let stack = Stack::with_tiers(&text);
+        for problem in stack.problems() {
+            prop_assert!(!problem.contains("real-"), "{problem}");
+        }
+    }
+}

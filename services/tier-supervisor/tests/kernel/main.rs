@@ -1,0 +1,704 @@
+//! The kernel table against real frames: network namespaces stand for the VM, its containers and the world outside.
+//!
+//! Needs root. What is expected to die must be reported by the kernel (so it did get there), must not arrive (a frame that
+//! may pass is sent after it), and does arrive once the table is gone (so it was the table).
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test may panic, and says when it is skipped"
+)]
+
+mod frames;
+mod world;
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use frames::{ACK, BROADCAST, Mac, SYN, arp, ethernet, ipv4, ipv6_ping, ping, tcp, udp, unreachable};
+use serde_json::Value;
+use service_kit::bus::Bus;
+use service_kit::turns::Turns;
+use tier_supervisor::nflog::{self, Principals};
+use tier_supervisor::{kernel, netns, routes};
+use tokio_util::sync::CancellationToken;
+use world::{
+    AGENT, AUDITOR, BRIDGE, BROKER, BUS_GATEWAY, NATS, NEW, OUTSIDE, PATIENCE, RESOLVER, SQUID, TIER_GATEWAY, World,
+    desired, is_root, run, wait_for,
+};
+
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const ICMP: u8 = 1;
+
+/// Runs the reader of drops in the VM's namespace as long as it lives.
+struct Reader {
+    bus: Bus,
+    stop: CancellationToken,
+    thread: Option<std::thread::JoinHandle<()>>,
+    seen: usize,
+}
+
+impl Reader {
+    fn start(world: &World) -> Self {
+        let (bus, stop) = (Bus::detached(), CancellationToken::new());
+        let ports = world.ports();
+        let principals = world.in_vm(|| Arc::new(Principals::of_this_vm(&desired(), &ports)));
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        let (reader_bus, reader_stop) = (bus.clone(), stop.clone());
+        // The thread inherits the namespace of the one that starts it.
+        let thread = world.in_vm(move || {
+            std::thread::spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                let (_keep, principals) = tokio::sync::watch::channel(principals);
+                runtime.block_on(async {
+                    let run = nflog::run(reader_bus, Turns::new(), principals, reader_stop);
+                    ready.send(()).unwrap();
+                    run.await.unwrap();
+                });
+            })
+        });
+        is_ready.recv().unwrap();
+        world.in_vm(|| {
+            wait_for("the NFLOG group", || {
+                // Its own line: group, netlink port, and so on (net/netfilter/nfnetlink_log.c).
+                std::fs::read_to_string("/proc/thread-self/net/netfilter/nfnetlink_log")
+                    .is_ok_and(|text| text.split_ascii_whitespace().next() == Some("87"))
+            });
+        });
+        Self { bus, stop, thread: Some(thread), seen: 0 }
+    }
+
+    /// The next event, which must come within a second of now.
+    fn next(&mut self) -> Value {
+        let started = std::time::Instant::now();
+        wait_for("an event", || self.bus.emitted().len() > self.seen);
+        assert!(started.elapsed() < Duration::from_secs(1), "an event took {:?}", started.elapsed());
+        let (subject, event) = self.bus.emitted().swap_remove(self.seen);
+        self.seen += 1;
+        assert_eq!(subject, format!("egress.denied.{}", event["tier"].as_str().unwrap()));
+        event
+    }
+
+    fn expect(&mut self, what: &str, reason: &str, protocol: &str, host: Ipv4Addr, port: Option<u16>) -> Value {
+        let event = self.next();
+        let found = (&event["reason"], &event["protocol"], &event["host"], &event["port"], &event["count"]);
+        let (reason, protocol) = (Value::from(reason), Value::from(protocol));
+        let wanted = (&reason, &protocol, &Value::from(host.to_string()), &Value::from(port), &Value::from(1));
+        assert_eq!(found, wanted, "{what}: {event}");
+        event
+    }
+
+    /// No event is left over.
+    fn end(mut self) {
+        self.stop();
+        let more = self.bus.emitted().split_off(self.seen);
+        assert!(more.is_empty(), "{more:?}");
+    }
+
+    fn stop(&mut self) {
+        self.stop.cancel();
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.stop();
+        }
+    }
+}
+
+struct Denied {
+    what: &'static str,
+    frame: Vec<u8>,
+    reason: &'static str,
+    protocol: &'static str,
+    host: Ipv4Addr,
+    port: Option<u16>,
+}
+
+/// From the agent's port.
+fn denied(world: &World) -> Vec<Denied> {
+    let mac = |address| world.mac(address);
+    let ip = |to_mac: Mac, packet: Vec<u8>| ethernet(to_mac, mac(AGENT), 0x0800, &packet);
+    let denied = |what, frame, reason, protocol, host, port| Denied { what, frame, reason, protocol, host, port };
+    let nobody = netns::NOBODY;
+    vec![
+        denied(
+            "another port of a door",
+            ip(mac(BROKER), ipv4(AGENT, BROKER, TCP, 0, &tcp(40000, 22, SYN))),
+            "closed-port",
+            "tcp",
+            BROKER,
+            Some(22),
+        ),
+        denied(
+            "a data port, by UDP",
+            ip(mac(BROKER), ipv4(AGENT, BROKER, UDP, 0, &udp(40000, 10255, b"x"))),
+            "closed-port",
+            "udp",
+            BROKER,
+            Some(10255),
+        ),
+        denied(
+            "a ping at a door",
+            ip(mac(BROKER), ipv4(AGENT, BROKER, ICMP, 0, &ping())),
+            "closed-port",
+            "icmp",
+            BROKER,
+            None,
+        ),
+        denied(
+            "an ICMP error about no answer of a door",
+            ip(mac(BROKER), ipv4(AGENT, BROKER, ICMP, 0, &unreachable())),
+            "closed-port",
+            "icmp",
+            BROKER,
+            None,
+        ),
+        denied(
+            "whoever may dial it",
+            ip(mac(BRIDGE), ipv4(AGENT, BRIDGE, TCP, 0, &tcp(40000, 80, SYN))),
+            "other-container",
+            "tcp",
+            BRIDGE,
+            Some(80),
+        ),
+        denied(
+            "a connection from the port it serves",
+            ip(mac(BRIDGE), ipv4(AGENT, BRIDGE, TCP, 0, &tcp(42617, 80, SYN))),
+            "other-container",
+            "tcp",
+            BRIDGE,
+            Some(80),
+        ),
+        denied(
+            "a door's address at another MAC",
+            ip(mac(BRIDGE), ipv4(AGENT, BROKER, TCP, 0, &tcp(40000, 10255, SYN))),
+            "closed-port",
+            "tcp",
+            BROKER,
+            Some(10255),
+        ),
+        denied(
+            "a door's address at everyone's MAC",
+            ip(BROADCAST, ipv4(AGENT, BROKER, TCP, 0, &tcp(40000, 10255, SYN))),
+            "closed-port",
+            "tcp",
+            BROKER,
+            Some(10255),
+        ),
+        denied(
+            "the internet",
+            ip(nobody, ipv4(AGENT, OUTSIDE, TCP, 0, &tcp(40000, 443, SYN))),
+            "direct-address",
+            "tcp",
+            OUTSIDE,
+            Some(443),
+        ),
+        denied(
+            "a resolver",
+            ip(nobody, ipv4(AGENT, RESOLVER, UDP, 0, &udp(40000, 53, b"x"))),
+            "direct-address",
+            "udp",
+            RESOLVER,
+            Some(53),
+        ),
+        denied(
+            "a ping at the internet",
+            ip(nobody, ipv4(AGENT, OUTSIDE, ICMP, 0, &ping())),
+            "direct-address",
+            "icmp",
+            OUTSIDE,
+            None,
+        ),
+        denied(
+            "another network of ours",
+            ip(nobody, ipv4(AGENT, NATS, TCP, 0, &tcp(40000, 4222, SYN))),
+            "other-container",
+            "tcp",
+            NATS,
+            Some(4222),
+        ),
+        denied(
+            "the gateway",
+            ip(nobody, ipv4(AGENT, TIER_GATEWAY, TCP, 0, &tcp(40000, 22, SYN))),
+            "to-vm",
+            "tcp",
+            TIER_GATEWAY,
+            Some(22),
+        ),
+        denied(
+            "an address of the VM",
+            ip(nobody, ipv4(AGENT, BUS_GATEWAY, TCP, 0, &tcp(40000, 22, SYN))),
+            "to-vm",
+            "tcp",
+            BUS_GATEWAY,
+            Some(22),
+        ),
+        denied(
+            "everyone",
+            ip(BROADCAST, ipv4(AGENT, Ipv4Addr::BROADCAST, UDP, 0, &udp(68, 67, b"x"))),
+            "multicast",
+            "udp",
+            Ipv4Addr::BROADCAST,
+            Some(67),
+        ),
+        denied(
+            "another's MAC",
+            ethernet(mac(BROKER), mac(BRIDGE), 0x0800, &ipv4(AGENT, BROKER, TCP, 0, &tcp(40000, 10255, SYN))),
+            "spoofed-source",
+            "tcp",
+            BROKER,
+            Some(10255),
+        ),
+        denied(
+            "another's address",
+            ip(mac(BROKER), ipv4(BRIDGE, BROKER, TCP, 0, &tcp(40000, 10255, SYN))),
+            "spoofed-source",
+            "tcp",
+            BROKER,
+            Some(10255),
+        ),
+        denied(
+            "another's address in ARP",
+            ethernet(BROADCAST, mac(AGENT), 0x0806, &arp(1, (mac(AGENT), BROKER), AUDITOR)),
+            "spoofed-source",
+            "arp",
+            AUDITOR,
+            None,
+        ),
+        denied(
+            "an ARP answer for another",
+            ethernet(mac(BRIDGE), mac(AGENT), 0x0806, &arp(2, (mac(AGENT), BROKER), BRIDGE)),
+            "spoofed-source",
+            "arp",
+            BRIDGE,
+            None,
+        ),
+        denied(
+            "another's MAC in ARP",
+            ethernet(BROADCAST, mac(AGENT), 0x0806, &arp(1, (mac(BRIDGE), AGENT), BROKER)),
+            "spoofed-source",
+            "arp",
+            BROKER,
+            None,
+        ),
+        denied(
+            "ARP for whom it has no flow with",
+            ethernet(BROADCAST, mac(AGENT), 0x0806, &arp(1, (mac(AGENT), AGENT), NEW)),
+            "other-container",
+            "arp",
+            NEW,
+            None,
+        ),
+        denied(
+            "the first of some fragments",
+            ip(mac(BROKER), ipv4(AGENT, BROKER, TCP, 0x2000, &tcp(40000, 10255, SYN))),
+            "fragment",
+            "tcp",
+            BROKER,
+            Some(10255),
+        ),
+        denied(
+            "a later fragment",
+            ip(mac(BROKER), ipv4(AGENT, BROKER, TCP, 0x0001, &tcp(40000, 10255, SYN))),
+            "fragment",
+            "tcp",
+            BROKER,
+            None,
+        ),
+    ]
+}
+
+#[test]
+fn only_named_flows_pass() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new();
+    world.load();
+    let mut reader = Reader::start(&world);
+    let mac = |address| world.mac(address);
+    let (agent, broker, auditor, bridge) = (world.tap(AGENT), world.tap(BROKER), world.tap(AUDITOR), world.tap(BRIDGE));
+    let packet = |from: Ipv4Addr, to: Ipv4Addr, protocol, payload: &[u8]| {
+        ethernet(mac(to), mac(from), 0x0800, &ipv4(from, to, protocol, 0, payload))
+    };
+
+    // What is named passes, answers included.
+    let passes = [
+        (&agent, &broker, packet(AGENT, BROKER, TCP, &tcp(40000, 10255, SYN))),
+        (&broker, &agent, packet(BROKER, AGENT, TCP, &tcp(10255, 40000, SYN | ACK))),
+        (&agent, &auditor, packet(AGENT, AUDITOR, UDP, &udp(40000, 53, b"question"))),
+        (&auditor, &agent, packet(AUDITOR, AGENT, UDP, &udp(53, 40000, b"answer"))),
+        (&agent, &auditor, packet(AGENT, AUDITOR, ICMP, &unreachable())),
+        (&bridge, &agent, packet(BRIDGE, AGENT, TCP, &tcp(40000, 42617, SYN))),
+        (&agent, &bridge, packet(AGENT, BRIDGE, TCP, &tcp(42617, 40000, ACK))),
+    ];
+    for (from, to, frame) in &passes {
+        from.send(frame);
+        to.until(frame);
+    }
+
+    // An ARP question reaches the one who is asked, and nobody else.
+    let question = ethernet(BROADCAST, mac(AGENT), 0x0806, &arp(1, (mac(AGENT), AGENT), BROKER));
+    agent.send(&question);
+    broker.until(&question);
+    let marker = packet(AGENT, BRIDGE, TCP, &tcp(42617, 40001, ACK));
+    agent.send(&marker);
+    let overheard = bridge.until(&marker);
+    assert!(!overheard.contains(&question), "a neighbour heard the question");
+
+    // The other direction of a flow is not named, nor is an answer that opens a connection.
+    broker.send(&packet(BROKER, AGENT, TCP, &tcp(10255, 40000, SYN)));
+    let event = reader.expect("a door that dials", "other-container", "tcp", AGENT, Some(40000));
+    assert_eq!((&event["tier"], &event["principal"]), (&"stack".into(), &"assistant-secret-broker".into()));
+
+    let denied = denied(&world);
+    for denied in &denied {
+        agent.send(&denied.frame);
+        let event = reader.expect(denied.what, denied.reason, denied.protocol, denied.host, denied.port);
+        assert_eq!((&event["tier"], &event["principal"]), (&"tasks".into(), &"zeroclaw-tasks".into()), "{event}");
+    }
+    for (what, ethertype, payload, reason) in [
+        ("IPv6", 0x86dd, ipv6_ping(), "ipv6"),
+        (
+            "a VLAN tag",
+            0x8100,
+            [vec![0, 5, 8, 0], ipv4(AGENT, BROKER, TCP, 0, &tcp(40000, 10255, SYN))].concat(),
+            "not-ip",
+        ),
+        ("another protocol", 0x88cc, vec![2, 7, 4], "not-ip"),
+    ] {
+        agent.send(&ethernet(mac(BROKER), mac(AGENT), ethertype, &payload));
+        let event = reader.next();
+        assert_eq!((&event["reason"], &event["tier"]), (&reason.into(), &"tasks".into()), "{what}: {event}");
+    }
+    // The same segment again is the same attempt.
+    agent.send(&denied[0].frame);
+    // Nothing of it arrived.
+    for (from, to, frame) in &passes {
+        from.send(frame);
+        let before = to.until(frame);
+        let leaked = before.iter().find(|frame| denied.iter().any(|denied| denied.frame == **frame));
+        assert!(leaked.is_none(), "{leaked:02x?}");
+    }
+    reader.end();
+
+    // Control: without the table they do arrive.
+    world.in_vm(kernel::unload).unwrap();
+    for denied in denied.iter().filter(|denied| denied.host == BROKER && denied.frame.starts_with(&mac(BROKER))) {
+        agent.send(&denied.frame);
+        broker.until(&denied.frame);
+    }
+}
+
+#[test]
+fn a_port_that_is_not_in_the_table_carries_nothing() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new();
+    world.load();
+    let mut reader = Reader::start(&world);
+    let (new, agent, broker) = (world.tap(NEW), world.tap(AGENT), world.tap(BROKER));
+    let mac = |address| world.mac(address);
+    let from_new = |to: Ipv4Addr, source: Ipv4Addr, port| {
+        ethernet(mac(to), mac(NEW), 0x0800, &ipv4(source, to, TCP, 0, &tcp(40000, port, SYN)))
+    };
+    let mut sent = vec![from_new(BROKER, NEW, 10255), from_new(AGENT, NEW, 42617), from_new(BROKER, AGENT, 10255)];
+    for (frame, (to, port)) in sent.iter().zip([(BROKER, 10255), (AGENT, 42617), (BROKER, 10255)]) {
+        new.send(frame);
+        reader.expect("an unknown port", "unknown-port", "tcp", to, Some(port));
+    }
+    sent.push(ethernet(BROADCAST, mac(NEW), 0x0806, &arp(1, (mac(NEW), BROKER), AGENT)));
+    new.send(&sent[3]);
+    reader.expect("ARP from an unknown port", "unknown-port", "arp", AGENT, None);
+    // Addresses that are not of the pool: it cannot be told whose port it is, but not to whom it speaks.
+    sent.push(ethernet(mac(BROKER), mac(NEW), 0x0800, &ipv4(OUTSIDE, OUTSIDE, TCP, 0, &tcp(40000, 10255, SYN))));
+    new.send(&sent[4]);
+    reader.expect("foreign addresses from an unknown port", "unknown-port", "tcp", OUTSIDE, Some(10255));
+    // Its announcement of itself is no attempt at anything.
+    new.send(&ethernet(BROADCAST, mac(NEW), 0x0806, &arp(1, (mac(NEW), NEW), NEW)));
+
+    let marker = ethernet(mac(BROKER), mac(AGENT), 0x0800, &ipv4(AGENT, BROKER, TCP, 0, &tcp(40000, 10255, SYN)));
+    agent.send(&marker);
+    assert!(!broker.until(&marker).iter().any(|frame| sent.contains(frame)));
+    reader.end();
+    // Nor does anything go to it.
+    let back = ethernet(mac(NEW), mac(AGENT), 0x0800, &ipv4(AGENT, NEW, TCP, 0, &tcp(40000, 80, SYN)));
+    agent.send(&back);
+    world.in_vm(kernel::unload).unwrap();
+    let control = ethernet(mac(NEW), mac(AGENT), 0x0800, &ipv4(AGENT, NEW, TCP, 0, &tcp(40000, 80, SYN)));
+    agent.send(&control);
+    assert!(!new.until(&control).contains(&back));
+}
+
+/// Accepts one connection in a namespace and echoes four bytes.
+fn serve(inside: impl FnOnce() -> TcpListener, work: impl FnOnce()) {
+    let listener = inside();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut bytes = [0; 4];
+            stream.read_exact(&mut bytes).unwrap();
+            stream.write_all(&bytes).unwrap();
+        });
+        work();
+    });
+}
+
+fn echo(to: Ipv4Addr, port: u16) -> std::io::Result<()> {
+    let mut stream = TcpStream::connect_timeout(&SocketAddr::from((to, port)), Duration::from_secs(5))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(b"echo")?;
+    let mut bytes = [0; 4];
+    stream.read_exact(&mut bytes)?;
+    assert_eq!(&bytes, b"echo");
+    Ok(())
+}
+
+/// An attempt that is to die: it is not waited for.
+fn knock(to: Ipv4Addr, port: u16) {
+    let address = SocketAddr::from((to, port));
+    assert!(TcpStream::connect_timeout(&address, Duration::from_millis(50)).is_err(), "{address} answers");
+}
+
+#[test]
+fn attempts_of_an_ordinary_program_become_frames() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new();
+    world.load();
+    let desired = desired();
+    let spec = desired.container("zeroclaw-tasks").unwrap();
+    let pid = world.member(AGENT).pid;
+    let is_prepared = || world.in_vm(|| netns::is_prepared(pid, spec, &desired)).unwrap();
+    assert!(!is_prepared());
+    world.in_vm(|| netns::prepare(pid, spec, &desired)).unwrap();
+    assert!(is_prepared());
+    // Safe to repeat.
+    world.in_vm(|| netns::prepare(pid, spec, &desired)).unwrap();
+    assert!(is_prepared());
+
+    // Control: the door works, by name of its address, through ARP and all.
+    serve(
+        || world.inside(BROKER, || TcpListener::bind((BROKER, 10255)).unwrap()),
+        || {
+            world.inside(AGENT, || echo(BROKER, 10255)).unwrap();
+        },
+    );
+    assert!(!netns::tcp_open(world.member(BROKER).pid, 10255).unwrap());
+
+    let mut reader = Reader::start(&world);
+    // No capability is needed for any of these.
+    let attempts: [(Ipv4Addr, u16, &str); 4] = [
+        (OUTSIDE, 443, "direct-address"),
+        // A neighbour that there is no flow with: a packet with a port, not an ARP question.
+        (NEW, 80, "other-container"),
+        (TIER_GATEWAY, 22, "to-vm"),
+        (BROKER, 22, "closed-port"),
+    ];
+    for (to, port, reason) in attempts {
+        world.inside(AGENT, || knock(to, port));
+        let event = reader.expect("an ordinary connection", reason, "tcp", to, Some(port));
+        assert_eq!(event["layer"], "packet");
+        assert_eq!(event["trace_id"].as_str().unwrap().len(), 32);
+        assert!(event["detail"].as_str().unwrap().starts_with("zeroclaw-tasks tried tcp"), "{event}");
+    }
+    // Three datagrams at once are one event that counts three.
+    world.inside(AGENT, || {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        for _ in 0..3 {
+            socket.send_to(b"leak", (OUTSIDE, 53)).unwrap();
+        }
+    });
+    let event = reader.next();
+    assert_eq!(
+        (&event["protocol"], &event["port"], &event["count"]),
+        (&"udp".into(), &53.into(), &3.into()),
+        "{event}"
+    );
+    reader.end();
+}
+
+#[test]
+fn a_flood_is_counted_to_the_last_frame() {
+    const FRAMES: u16 = 20_000;
+    if !is_root() {
+        return;
+    }
+    let world = World::new();
+    world.load();
+    let desired = desired();
+    let spec = desired.container("zeroclaw-tasks").unwrap();
+    world.in_vm(|| netns::prepare(world.member(AGENT).pid, spec, &desired)).unwrap();
+    let reader = Reader::start(&world);
+    world.inside(AGENT, || {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        for port in 1..=FRAMES {
+            socket.send_to(b"x", (OUTSIDE, port)).unwrap();
+        }
+    });
+    let counted = || reader.bus.emitted().iter().map(|(_, event)| event["count"].as_u64().unwrap()).sum::<u64>();
+    wait_for("the last frame", || counted() >= u64::from(FRAMES));
+    assert_eq!(counted(), u64::from(FRAMES));
+    let floods = reader.bus.emitted().iter().filter(|(_, event)| event["reason"] == "flood").count();
+    assert!(floods >= 1 && reader.bus.emitted().len() < usize::from(FRAMES) / 2, "{floods} floods");
+}
+
+#[test]
+fn the_vm_dials_and_is_not_dialled() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new();
+    world.load();
+    let mut reader = Reader::start(&world);
+    serve(
+        || world.inside(NATS, || TcpListener::bind((NATS, 4222)).unwrap()),
+        || {
+            world.in_vm(|| echo(NATS, 4222)).unwrap();
+        },
+    );
+    // Not by another user, though the port is open.
+    let listener = world.inside(NATS, || TcpListener::bind((NATS, 4222)).unwrap());
+    let dial = |uid: u32| {
+        world.in_vm(move || {
+            use std::os::unix::process::CommandExt;
+            let script = format!("exec 3<>/dev/tcp/{NATS}/4222");
+            Command::new("timeout")
+                .args(["1", "bash", "-c", &script])
+                .uid(uid)
+                .stderr(std::process::Stdio::null())
+                .status()
+        })
+    };
+    assert!(dial(0).unwrap().success() && dial(8711).unwrap().success());
+    assert!(!dial(65534).unwrap().success());
+    assert!(netns::tcp_open(world.member(NATS).pid, 4222).unwrap());
+    drop(listener);
+
+    // NATS itself can open nothing at the VM, on whichever of its addresses.
+    let listener = world.in_vm(|| TcpListener::bind(("0.0.0.0", 9999)).unwrap());
+    world.inside(NATS, || knock(BUS_GATEWAY, 9999));
+    reader.expect("a service that dials the VM", "to-vm", "tcp", BUS_GATEWAY, Some(9999));
+    reader.end();
+    // Control: the port does answer without the table.
+    world.in_vm(kernel::unload).unwrap();
+    world.inside(NATS, || TcpStream::connect_timeout(&SocketAddr::from((BUS_GATEWAY, 9999)), PATIENCE)).unwrap();
+    drop(listener);
+}
+
+#[test]
+fn squid_leaves_by_443_into_the_drill_only() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new();
+    world.load();
+    let desired = desired();
+    let squid = desired.container("assistant-squid").unwrap();
+    world.in_vm(|| netns::prepare(world.member(SQUID).pid, squid, &desired)).unwrap();
+    world.in_vm(|| routes::claim(&desired)).unwrap();
+    world.in_vm(|| routes::claim(&desired)).unwrap();
+    let mut reader = Reader::start(&world);
+
+    serve(
+        || world.outside(|| TcpListener::bind(("0.0.0.0", 443)).unwrap()),
+        || {
+            world.inside(SQUID, || echo(OUTSIDE, 443)).unwrap();
+        },
+    );
+    let resolver = world.outside(|| UdpSocket::bind((RESOLVER, 53)).unwrap());
+    let asker = world.inside(SQUID, || UdpSocket::bind("0.0.0.0:0").unwrap());
+    let mut bytes = [0; 4];
+    for socket in [&resolver, &asker] {
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    }
+    asker.send_to(b"name", (RESOLVER, 53)).unwrap();
+    let (_, from) = resolver.recv_from(&mut bytes).unwrap();
+    resolver.send_to(b"addr", from).unwrap();
+    asker.recv_from(&mut bytes).unwrap();
+    assert_eq!(&bytes, b"addr");
+
+    let everywhere = world.outside(|| TcpListener::bind(("0.0.0.0", 80)).unwrap());
+    for (to, port) in [(OUTSIDE, 80), (Ipv4Addr::new(169, 254, 169, 254), 443), (Ipv4Addr::new(192, 168, 1, 1), 443)] {
+        world.inside(SQUID, || knock(to, port));
+        reader.expect("squid elsewhere", "direct-address", "tcp", to, Some(port));
+    }
+    world.inside(SQUID, || UdpSocket::bind("0.0.0.0:0").unwrap().send_to(b"x", (OUTSIDE, 53)).unwrap());
+    reader.expect("another resolver", "direct-address", "udp", OUTSIDE, Some(53));
+    drop(everywhere);
+
+    // Another way out appears, and the routes lead there: the table still does not let it.
+    let vm = world.in_vm(|| {
+        run("ip", "link add zz5out type veth peer name zz5out1");
+        run("ip", "address add 192.0.2.1/24 dev zz5out");
+        run("ip", "link set zz5out up");
+        run("ip", "link set zz5out1 up");
+        run("ip", "neigh replace 192.0.2.2 lladdr 02:00:00:00:00:09 dev zz5out nud permanent");
+        routes::release().unwrap();
+        run("ip", "route add default via 192.0.2.2 dev zz5out");
+        routes::verify(&desired)
+    });
+    assert!(matches!(vm, Err(routes::RouteError::NotClaimed { .. })), "{vm:?}");
+    world.inside(SQUID, || knock(OUTSIDE, 443));
+    reader.expect("another way out", "direct-address", "tcp", OUTSIDE, Some(443));
+    reader.end();
+
+    // Without the drill's end nothing can be claimed.
+    world.in_vm(|| routes::claim(&desired)).unwrap();
+    world.in_vm(|| run("ip", "link set as-drill0 down"));
+    assert!(matches!(world.in_vm(|| routes::verify(&desired)), Err(routes::RouteError::NoDrill)));
+    assert!(matches!(world.in_vm(|| routes::claim(&desired)), Err(routes::RouteError::NoDrill)));
+    let mut live = desired.clone();
+    live.drill_table = None;
+    assert!(world.in_vm(|| routes::verify(&live)).is_err(), "rules of a drill are left");
+    world.in_vm(|| routes::claim(&live)).unwrap();
+    world.in_vm(|| routes::verify(&live)).unwrap();
+}
+
+#[test]
+fn what_is_loaded_is_compared_to_the_last_element() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new();
+    let ruleset = kernel::ruleset(&desired(), &world.ports());
+    let matches = || world.in_vm(|| kernel::matches_loaded(&ruleset)).unwrap();
+    assert!(!matches(), "nothing is loaded");
+    world.in_vm(kernel::unload).unwrap();
+    let load = || world.in_vm(|| kernel::load(&ruleset)).unwrap();
+    load();
+    assert!(matches());
+    for change in [
+        "add element bridge assistant ports { \"vzz4\" }",
+        "delete element inet assistant bridges { \"as-bus\" }",
+        "insert rule bridge assistant enter accept",
+        "flush chain inet assistant to_vm",
+        "add chain bridge assistant extra",
+        "delete table inet assistant",
+        "delete table bridge assistant",
+    ] {
+        world.in_vm(|| run("nft", change));
+        assert!(!matches(), "not noticed: {change}");
+        load();
+        assert!(matches());
+    }
+    // An empty stack has a table too, and one with fewer ports is another one.
+    let fewer = kernel::ruleset(&desired(), &world.ports()[1..]);
+    assert!(!world.in_vm(|| kernel::matches_loaded(&fewer)).unwrap());
+    world.in_vm(|| kernel::load(&kernel::ruleset(&desired(), &[]))).unwrap();
+    assert!(!matches());
+}

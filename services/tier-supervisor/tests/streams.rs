@@ -1,0 +1,93 @@
+//! Streams and consumers on a real nats-server, found on the PATH (`tests/run.sh unit` puts it there).
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use async_nats::jetstream::{self, consumer::PullConsumer};
+use futures::StreamExt;
+use tier_supervisor::provision::{self, EVENTS, INBOX};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Server {
+    child: Child,
+    _dir: tempfile::TempDir,
+    url: String,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Ours alone; a server that ended by itself is as good.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+async fn server() -> Server {
+    let dir = tempfile::tempdir().unwrap();
+    let child = Command::new("nats-server")
+        .args(["-a", "127.0.0.1", "-p", "-1", "-js", "-sd"])
+        .arg(dir.path().join("store"))
+        .arg("--ports_file_dir")
+        .arg(dir.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("nats-server is on the PATH; `tests/run.sh tools` builds it");
+    let url = url(dir.path(), child.id()).await;
+    Server { child, _dir: dir, url }
+}
+
+/// The server chooses a port and writes it down.
+async fn url(dir: &Path, pid: u32) -> String {
+    let file = dir.join(format!("nats-server_{pid}.ports"));
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let text = std::fs::read_to_string(&file).unwrap_or_default();
+        if let Ok(value) = serde_json::from_str::<serde_json::Value>(&text) {
+            return value["nats"][0].as_str().unwrap().to_owned();
+        }
+        assert!(Instant::now() < deadline, "nats-server did not start");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn made_once_kept_and_made_again_when_lost() {
+    let server = server().await;
+    let client = async_nats::connect(&server.url).await.unwrap();
+    let jetstream = jetstream::new(client);
+    provision::ensure(&jetstream).await.unwrap();
+
+    // An event is kept for the auditor, and what he has acknowledged stays acknowledged over a second look.
+    for body in ["one", "two"] {
+        jetstream.publish("egress.denied.tasks", body.into()).await.unwrap().await.unwrap();
+    }
+    let consumer: PullConsumer = jetstream.get_consumer_from_stream("auditor", EVENTS).await.unwrap();
+    let mut messages = consumer.messages().await.unwrap();
+    let first = tokio::time::timeout(PATIENCE, messages.next()).await.unwrap().unwrap().unwrap();
+    assert_eq!(first.payload.as_ref(), b"one");
+    first.double_ack().await.unwrap();
+    drop(messages);
+    provision::ensure(&jetstream).await.unwrap();
+    let mut consumer: PullConsumer = jetstream.get_consumer_from_stream("auditor", EVENTS).await.unwrap();
+    assert_eq!(consumer.info().await.unwrap().ack_floor.stream_sequence, 1);
+
+    // The record cannot be thinned out over the bus.
+    let mut events = jetstream.get_stream(EVENTS).await.unwrap();
+    assert!(events.purge().await.is_err());
+    assert!(events.delete_message(1).await.is_err());
+    assert_eq!(events.info().await.unwrap().state.messages, 2);
+
+    // A server that comes back empty gets everything again.
+    jetstream.delete_stream(INBOX).await.unwrap();
+    let ack = jetstream.publish("channel.received.tasks", "x".into()).await.unwrap().await;
+    assert!(ack.is_err(), "nobody keeps it: {ack:?}");
+    provision::ensure(&jetstream).await.unwrap();
+    jetstream.publish("channel.received.tasks", "x".into()).await.unwrap().await.unwrap();
+    let _: PullConsumer = jetstream.get_consumer_from_stream("bridge", INBOX).await.unwrap();
+}

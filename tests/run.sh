@@ -1,0 +1,288 @@
+#!/usr/bin/env bash
+# Every check of the project, or single stages of it. See --help.
+#
+# Owns: the order of the checks, their times, and the last line. Does not: end any process that it did not start.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/../deploy/lib/all.sh"
+
+usage() {
+  cat <<'USAGE'
+Usage: tests/run.sh [stage]...
+
+Without a stage, all but the last run, in this order. Everything that is compiled goes into
+${XDG_CACHE_HOME:-~/.cache}/secure-assistant-stack, so the second run is much shorter than the first.
+
+  packages    what the checks need on this machine (apt; only as root)
+  tools       nats-server, nats, grpcurl and cargo-deny, built from their published sources
+  format      cargo fmt --check
+  lint        clippy over the workspace with warnings denied; shellcheck over the scripts
+  deny        cargo-deny: bans, licences, sources
+  unit        tests of every crate, service tests against a real nats-server included
+  system      as root: deploy/up.sh --drill, the scenarios against the running stack, up again, down, leftovers
+  advisories  cargo-deny: known vulnerabilities; SKIPPED where the database cannot be reached. Not part of a plain run
+
+The last line says how many checks and tests passed and failed; the exit status is 0 when none failed.
+USAGE
+}
+
+all_stages=(packages tools format lint deny unit system)
+stages=()
+for argument in "$@"; do
+  case $argument in
+    --help | -h) usage; exit 0 ;;
+    packages | tools | format | lint | deny | unit | system | advisories) stages+=("$argument") ;;
+    *) die "tests/run.sh knows no stage '$argument'." "tests/run.sh --help lists the stages." ;;
+  esac
+done
+[ "${#stages[@]}" -gt 0 ] || stages=("${all_stages[@]}")
+
+find_operator
+check_machine
+cd "$ASSISTANT_ROOT"
+passed=0
+failed=0
+skipped=0
+times=()
+failures=()
+work=$(mktemp -d)
+stack_started=
+
+clean_up() {
+  local status=$?
+  rm -rf "$work"
+  # Only what this run brought up.
+  [ -z "$stack_started" ] || bash "$ASSISTANT_ROOT/deploy/down.sh" || true
+  exit "$status"
+}
+trap clean_up EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+
+# Whether the last check went well. Not a status: a function called in a condition runs without errexit, all the way down.
+ok=
+
+# One check: a command, in a subshell of its own with errexit in force.
+check() { # <name> <command>...
+  local name=$1 status=0
+  shift
+  printf -- '--- %s\n' "$name"
+  set +e
+  (set -e; "$@")
+  status=$?
+  set -e
+  ok=
+  if [ "$status" -eq 0 ]; then
+    ok=1
+    passed=$((passed + 1))
+    return 0
+  fi
+  failed=$((failed + 1))
+  failures+=("$name (status $status)")
+  printf 'FAILED: %s\n' "$name"
+}
+
+skip() { # <name> <why>
+  skipped=$((skipped + 1))
+  printf 'SKIPPED: %s: %s\n' "$1" "$2"
+}
+
+# A run of test programs, counted test by test. One that ends without a result (it did not compile, or was killed) counts
+# as one failure.
+check_tests() { # <name> <command>...
+  local name=$1 status=0 good bad
+  shift
+  printf -- '--- %s\n' "$name"
+  set +e
+  (set -e; "$@") 2>&1 | tee "$work/output"
+  status=${PIPESTATUS[0]}
+  set -e
+  read -r good bad < <(sed -n 's/^test result: .* \([0-9]*\) passed; \([0-9]*\) failed;.*/\1 \2/p' "$work/output" |
+    awk '{ good += $1; bad += $2 } END { print good + 0, bad + 0 }')
+  if [ "$status" -ne 0 ] && [ "$bad" -eq 0 ]; then
+    bad=1
+    failures+=("$name ended with status $status")
+  fi
+  # A stage that ran no test has shown nothing.
+  if [ "$status" -eq 0 ] && [ "$((good + bad))" -eq 0 ]; then
+    bad=1
+    failures+=("$name ran no test")
+  fi
+  passed=$((passed + good))
+  failed=$((failed + bad))
+  while IFS= read -r line; do failures+=("$line"); done < <(sed -n 's/^test \(.*\) \.\.\. FAILED$/\1/p' "$work/output" | LC_ALL=C sort -u)
+  ok=
+  [ "$bad" -gt 0 ] || ok=1
+}
+
+workspace_cargo() { # <arguments>...
+  with_cargo CARGO_TARGET_DIR="$RUST_TARGET" -- "$@"
+}
+
+stage_packages() {
+  if [ "$(id -u)" -ne 0 ]; then
+    local missing
+    missing=$(missing_packages "${MACHINE_PACKAGES[@]}" shellcheck | tr '\n' ' ')
+    [ -z "$missing" ] || skip packages "not root, and missing: $missing"
+    return 0
+  fi
+  check "packages" install_test_packages
+}
+
+install_test_packages() {
+  install_machine_packages
+  install_packages shellcheck
+}
+
+build_test_tools() {
+  ensure_rust
+  ensure_go
+  build_nats_server
+  build_nats_cli
+  build_grpcurl
+  build_cargo_deny
+}
+
+stage_tools() { check "tools" build_test_tools; }
+
+stage_format() { check "cargo fmt" workspace_cargo fmt --all --check; }
+
+stage_lint() {
+  check "clippy" workspace_cargo clippy --workspace --all-targets --all-features --profile ci --locked -- -D warnings
+  if ! command -v shellcheck >/dev/null 2>&1; then
+    skip shellcheck "it is not installed"
+    return 0
+  fi
+  check "shellcheck" shellcheck -x -P SCRIPTDIR deploy/*.sh deploy/lib/*.sh deploy/images/mcp-amazing-marvin/mcp-server tests/run.sh .ci/run
+}
+
+deny() { # <cargo-deny arguments>...
+  as_operator env PATH="$TOOLS/$(tool_cargo_deny)/bin:$(toolchain_path)" cargo-deny --all-features "$@"
+}
+
+stage_deny() {
+  [ -d "$TOOLS/$(tool_cargo_deny)" ] || stage_tools
+  check "cargo deny" deny --offline --locked check --config .deny.toml --hide-inclusion-graph bans licenses sources
+}
+
+stage_advisories() {
+  [ -d "$TOOLS/$(tool_cargo_deny)" ] || stage_tools
+  if ! deny --locked fetch --config .deny.toml db >"$work/fetch" 2>&1; then
+    tail -n 3 "$work/fetch" | ui_harmless
+    skip advisories "the advisory database cannot be reached"
+    return 0
+  fi
+  check "advisories" deny --locked check --config .deny.toml --disable-fetch advisories
+}
+
+stage_unit() {
+  [ -d "$TOOLS/$(tool_nats_server)" ] || stage_tools
+  PATH="$(tools_path):$PATH:/usr/sbin:/sbin" check_tests "unit and service tests" \
+    workspace_cargo test --workspace --profile ci --locked --no-fail-fast
+}
+
+# Which containers run, and since when: what a second `up` must not change.
+running_containers() {
+  local ids
+  mapfile -t ids < <(docker ps -q --no-trunc --filter label=assistant.managed=true | LC_ALL=C sort)
+  docker inspect --format '{{.Name}} {{.Id}} {{.State.StartedAt}}' "${ids[@]}"
+  daemon_pid tier-supervisor 2>/dev/null || systemctl show -p MainPID assistant-tier-supervisor.service
+}
+
+up_again() {
+  local before after started=$SECONDS
+  before=$(running_containers)
+  bash deploy/up.sh --drill
+  after=$(running_containers)
+  if [ "$before" != "$after" ]; then
+    diff <(printf '%s\n' "$before") <(printf '%s\n' "$after")
+    echo "something was restarted that had not changed"
+    return 1
+  fi
+  echo "the second start took $((SECONDS - started)) s"
+  [ $((SECONDS - started)) -le 60 ] || { echo "which is more than 60 s"; return 1; }
+}
+
+# What the stack leaves behind when it is down: must be nothing.
+leftovers() {
+  {
+    docker ps -a --filter label=assistant.managed=true --format 'container {{.Names}}'
+    docker network ls --filter label=assistant.managed=true --format 'network {{.Name}}'
+    nft list tables | sed -n 's/^table \(.* assistant.*\)$/kernel table \1/p'
+    ip rule list | sed -n 's/^\(.*lookup 8787.*\)$/rule \1/p'
+    ip route show table 8787 2>/dev/null | sed 's/^/route /' || true
+    ip -o link show | awk -F': ' '$2 ~ /^(as-|ast|aso)/ { print "interface " $2 }'
+    ip netns list | sed -n 's/^\(assistant-.*\)$/namespace \1/p'
+    find /proc -maxdepth 2 -name exe -lname "$ASSISTANT_LIBEXEC/*" -printf 'process %h %l\n' 2>/dev/null || true
+    find /run/assistant /run/assistant-daemons /run/assistant-drill -mindepth 1 -maxdepth 1 -printf 'file %p\n' 2>/dev/null || true
+  } >"$work/leftovers"
+  [ ! -s "$work/leftovers" ] || { cat "$work/leftovers"; return 1; }
+}
+
+# The test programs are built by the operator and run as root: they look into namespaces and /proc of the containers.
+build_scenarios() {
+  workspace_cargo test --profile ci --locked -p assistant-tests --features system --test '*' --no-run \
+    --message-format json-render-diagnostics >"$work/messages"
+  jq -r 'select(.reason == "compiler-artifact" and .profile.test and .executable != null) | .executable' "$work/messages" >"$work/scenarios"
+  [ -s "$work/scenarios" ]
+}
+
+run_scenarios() {
+  local program status=0
+  while IFS= read -r program; do
+    (cd tests && PATH="$(tools_path):$PATH:/usr/sbin:/sbin" timeout 2400 "$program" --test-threads 1) || status=$?
+  done <"$work/scenarios"
+  return "$status"
+}
+
+show_state() {
+  docker ps -a --filter label=assistant.managed=true --format 'table {{.Names}}\t{{.Status}}' || true
+  daemon_tail tier-supervisor 2>/dev/null | ui_harmless || true
+}
+
+stage_system() {
+  if [ "$(id -u)" -ne 0 ]; then
+    check "system: must be run as root (sudo tests/run.sh system)" false
+    return 0
+  fi
+  # Also a machine where Docker or jq is not installed yet has no live stack.
+  if [ "$(running_mode)" = live ]; then
+    check "system: a live stack runs on this machine, and the tests will not stop it (deploy/down.sh does)" false
+    return 0
+  fi
+  check "clean up what a run that was cut off left" bash deploy/down.sh
+  [ -n "$ok" ] || return 0
+  stack_started=1
+  check "deploy/up.sh --drill" bash deploy/up.sh --drill
+  if [ -n "$ok" ]; then
+    check "build the scenarios" build_scenarios
+    if [ -n "$ok" ]; then
+      check_tests "scenarios" run_scenarios
+      [ -n "$ok" ] || show_state
+    fi
+    check "deploy/up.sh --drill again changes nothing" up_again
+  else
+    show_state
+  fi
+  check "deploy/down.sh" bash deploy/down.sh
+  stack_started=
+  check "nothing is left behind" leftovers
+}
+
+started=$SECONDS
+for stage in "${stages[@]}"; do
+  printf '\n=== %s\n' "$stage"
+  begin=$SECONDS
+  "stage_$stage"
+  times+=("$(printf '%-11s %s' "$stage" "$(ui_duration $((SECONDS - begin)))")")
+done
+
+printf '\n=== times\n'
+printf '%s\n' "${times[@]}"
+printf '%-11s %s\n' total "$(ui_duration $((SECONDS - started)))"
+[ "$skipped" -eq 0 ] || printf '%s skipped\n' "$skipped"
+if [ "$failed" -gt 0 ]; then
+  printf '\n=== failures\n'
+  printf '%s\n' "${failures[@]}"
+fi
+printf '%s passed, %s failed\n' "$passed" "$failed"
+[ "$failed" -eq 0 ]
