@@ -56,9 +56,9 @@ fn plain_words(message: &str) -> Vec<Step> {
     if let Some(url) =
         message.split_whitespace().find(|word| word.starts_with("https://") || word.starts_with("http://"))
     {
-        // Only characters that need no quoting in a shell; the command goes through ZeroClaw's own policy as well.
+        // Quoted, and of characters that cannot leave the quotes; ZeroClaw's own policy refuses an unquoted "?".
         let url: String = url.chars().filter(|c| c.is_ascii_alphanumeric() || "-._~:/?&=%+@".contains(*c)).collect();
-        return vec![shell(&format!("curl -sS -m 10 {url}"))];
+        return vec![shell(&format!("curl -sS -m 10 '{url}'"))];
     }
     let has = |words: &[&str]| words.iter().any(|word| lower.contains(word));
     if has(&["profile", "who am i", "account", "secret", "token", "key"]) {
@@ -108,7 +108,7 @@ mod tests {
     #[test]
     fn plain_words_lead_somewhere() {
         assert!(matches!(next("What are my tasks?", &[]), Step::Tool { name, .. } if name == "get_tasks"));
-        assert_eq!(next("fetch https://a.b/;rm$IFS", &[]), shell("curl -sS -m 10 https://a.b/rmIFS"));
+        assert_eq!(next("fetch https://a.b/';rm$IFS", &[]), shell("curl -sS -m 10 'https://a.b/rmIFS'"));
         assert!(matches!(next("hello", &[]), Step::Say(text) if text.contains("drill")));
     }
 }

@@ -1,5 +1,6 @@
 //! The tool call that works, with the token that the tier never has.
 
+use assistant_proto::channel::ApprovalRequested;
 use assistant_tests::doubles::MARVIN_HOST;
 use assistant_tests::doubles::record::Arrival;
 use assistant_tests::harness::command::{inside, run};
@@ -38,7 +39,9 @@ async fn the_task_service_gets_the_real_token_and_the_tier_an_answer() {
 async fn a_token_that_the_service_says_back_is_scrubbed() {
     // GET /api/me of the double echoes the token it was shown.
     let cursor = sink::now().await.unwrap();
-    let turn = agent::say(TIER, "!tool get_account_info {}").await.unwrap();
+    // Not on the list of what runs unasked, so a person says yes.
+    let yes = |approval: &ApprovalRequested| format!("YES {}", approval.code);
+    let turn = agent::say_deciding(TIER, "scrub", "!tool get_account_info {}", yes).await.unwrap();
     let arrived = sink::since(cursor).await.unwrap();
     let echoed = arrived.iter().any(|entry| {
         matches!(&entry.arrival, Arrival::Request { path, authorized: true, status: 200, .. } if path == "/api/me")

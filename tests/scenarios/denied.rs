@@ -5,9 +5,9 @@ use std::time::Instant;
 use assistant_proto::event::Layer;
 use assistant_tests::doubles::{OUTSIDE, OUTSIDE_HOST};
 use assistant_tests::harness::bus::Denials;
-use assistant_tests::harness::command::{inside, run};
+use assistant_tests::harness::command::inside;
 use assistant_tests::harness::plain::Plain;
-use assistant_tests::harness::{AGENT, TIER, agent, sink};
+use assistant_tests::harness::{AGENT, STATE, TIER, agent, probe, sink};
 use service_kit::task::Tasks;
 
 #[tokio::test]
@@ -62,10 +62,7 @@ async fn a_name_never_reaches_a_real_resolver() {
     // Docker's own resolver, asked by hand, hands it to ours and to nobody else.
     let cursor = sink::now().await.unwrap();
     let by_hand = "by-hand.exfil.drill.example";
-    let _refused =
-        assistant_tests::harness::probe::joined(AGENT, &["dig", "+time=2", "+tries=1", "@127.0.0.11", by_hand])
-            .await
-            .unwrap();
+    let _refused = probe::joined(AGENT, &["dig", "+time=2", "+tries=1", "@127.0.0.11", by_hand]).await.unwrap();
     assert!(sink::queries_for(&sink::since(cursor).await.unwrap(), "exfil").is_empty());
 
     let doors = inside(AGENT, &["getent", "hosts", "models"]).await.unwrap();
@@ -85,24 +82,20 @@ async fn squid_denies_on_its_own() {
     let tasks = Tasks::default();
     let denials = Denials::watch(&tasks).await.unwrap();
     let cursor = sink::now().await.unwrap();
-    let password = run(
-        "sh",
-        &["-c", "cat /var/lib/assistant/drill/render/assistant-secret-broker/squid-users/tasks 2>/dev/null || true"],
-    )
-    .await
-    .unwrap();
-    let squid = assistant_tests::harness::probe::addresses("assistant-squid")
+    let password =
+        std::fs::read_to_string(format!("{STATE}/render/assistant-secret-broker/etc/squid-users/{TIER}")).unwrap();
+    let squid = probe::addresses("assistant-squid")
         .await
         .unwrap()
         .into_iter()
         .find(|(network, _)| network.ends_with("transit"))
         .unwrap()
         .1;
-    let proxy = format!("http://{TIER}:{}@{squid}:3128", password.out.trim());
+    let proxy = format!("http://{TIER}:{}@{squid}:3128", password.trim());
     let ask = |url: String| {
         let proxy = proxy.clone();
         async move {
-            assistant_tests::harness::probe::joined(
+            probe::joined(
                 "assistant-secret-broker",
                 &["curl", "-sSk", "-m", "5", "-o", "/dev/null", "-w", "%{http_connect}", "-x", &proxy, &url],
             )

@@ -87,7 +87,7 @@ async fn a_token_of_another_container_is_refused() {
     };
     assert_eq!(with(format!("{SERVER}:{}", stolen.trim())).await, "407");
     denials
-        .wait("the denial", |e| e.layer == Layer::Broker && e.tier.as_str() == TIER && e.reason.contains("principal"))
+        .wait("the denial", |e| e.layer == Layer::Broker && e.tier.as_str() == TIER && e.reason == "foreign-token")
         .await
         .unwrap();
     assert_eq!(with(format!("{AGENT}:wrong")).await, "407");

@@ -3,7 +3,12 @@
 use std::time::SystemTime;
 
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
+use time::format_description::BorrowedFormatItem;
+use time::macros::format_description;
+
+/// RFC 3339 with three digits whatever the third is: such times sort as text.
+const MILLISECONDS: &[BorrowedFormatItem<'_>] =
+    format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
 
 /// Now, as RFC 3339 in UTC with milliseconds, for example `2026-01-31T12:00:00.123Z`.
 #[must_use]
@@ -11,13 +16,15 @@ pub fn now_rfc3339() -> String {
     rfc3339(SystemTime::now())
 }
 
-/// A point in time as RFC 3339 in UTC with milliseconds.
+/// A point in time as RFC 3339 in UTC with milliseconds, always three digits of them; what is finer is cut off.
 #[must_use]
 pub fn rfc3339(at: SystemTime) -> String {
+    // Years that do not fit four digits are no RFC 3339; an empty string then says "unknown".
     let at = OffsetDateTime::from(at);
-    let at = at.replace_millisecond(at.millisecond()).unwrap_or(at);
-    // Formatting can only fail for years outside 0..=9999; an empty string then says "unknown".
-    at.format(&Rfc3339).unwrap_or_default()
+    if !(0..=9999).contains(&at.year()) {
+        return String::new();
+    }
+    at.format(MILLISECONDS).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -28,6 +35,16 @@ mod tests {
 
     #[test]
     fn milliseconds_in_utc() {
-        assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_micros(1_234_567_890)), "1970-01-01T00:20:34.567Z");
+        for (after_epoch, text) in [
+            (Duration::from_micros(1_234_567_890), "1970-01-01T00:20:34.567Z"),
+            (Duration::from_millis(1_750_000_053_750), "2025-06-15T15:07:33.750Z"),
+            (Duration::from_millis(1_750_000_053_700), "2025-06-15T15:07:33.700Z"),
+            (Duration::from_millis(1_750_000_053_007), "2025-06-15T15:07:33.007Z"),
+            (Duration::from_secs(1_750_000_053), "2025-06-15T15:07:33.000Z"),
+            (Duration::from_nanos(999_999_999), "1970-01-01T00:00:00.999Z"),
+            (Duration::from_secs(253_402_300_799), "9999-12-31T23:59:59.000Z"),
+        ] {
+            assert_eq!(rfc3339(UNIX_EPOCH + after_epoch), text, "{after_epoch:?}");
+        }
     }
 }

@@ -103,9 +103,9 @@ fn short_hash(tier: &TierName) -> String {
 #[must_use]
 pub fn is_our_bridge(interface: &str) -> bool {
     let hashed = |prefix: &str| {
-        interface
-            .strip_prefix(prefix)
-            .is_some_and(|rest| rest.len() == 8 && rest.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)))
+        interface.strip_prefix(prefix).is_some_and(|rest| {
+            rest.len() == 8 && rest.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+        })
     };
     FIXED_NETWORKS.iter().any(|(_, _, bridge)| *bridge == interface) || hashed("ast") || hashed("aso")
 }
@@ -339,7 +339,9 @@ mod tests {
     fn wanted(tiers: &[(&str, &[&str])]) -> Vec<(TierName, Vec<ServerName>)> {
         tiers
             .iter()
-            .map(|(tier, servers)| (tier.parse().unwrap(), servers.iter().map(|server| server.parse().unwrap()).collect()))
+            .map(|(tier, servers)| {
+                (tier.parse().unwrap(), servers.iter().map(|server| server.parse().unwrap()).collect())
+            })
             .collect()
     }
 

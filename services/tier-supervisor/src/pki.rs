@@ -77,13 +77,10 @@ impl Pki {
     pub fn load_or_make(state_dir: &Path, nats_address: Ipv4Addr, now: OffsetDateTime) -> Result<Self, PkiError> {
         let store = Store { directory: state_dir.join("pki"), now };
         files::private_directory(&store.directory)?;
-        let internal = store.kept_or_made("internal-ca", &[], || self_signed(ca("Secure assistant internal CA", now)))?;
-        let names = [
-            San::Address(nats_address),
-            San::Address(Ipv4Addr::LOCALHOST),
-            San::Name("localhost"),
-            San::Name("nats"),
-        ];
+        let internal =
+            store.kept_or_made("internal-ca", &[], || self_signed(ca("Secure assistant internal CA", now)))?;
+        let names =
+            [San::Address(nats_address), San::Address(Ipv4Addr::LOCALHOST), San::Name("localhost"), San::Name("nats")];
         let nats = store.kept_or_made_beneath("nats", &internal, &names, |issuer| {
             let mut params = leaf("nats", now);
             params.subject_alt_names = names.into_iter().map(San::to_rcgen).collect::<Result<_, _>>()?;
@@ -170,9 +167,10 @@ impl Store {
         };
         match (certificate, key) {
             (Some(certificate), Some(key)) => {
-                let same = KeyPair::from_pem(key.expose()).ok().zip(public_key(&certificate)).is_some_and(
-                    |(pair, public)| pair.public_key_raw() == public.as_slice(),
-                );
+                let same = KeyPair::from_pem(key.expose())
+                    .ok()
+                    .zip(public_key(&certificate))
+                    .is_some_and(|(pair, public)| pair.public_key_raw() == public.as_slice());
                 if !same {
                     return Err(PkiError::Damaged { path: certificate_path, what: "the key is not the certificate's" });
                 }
@@ -312,10 +310,11 @@ mod tests {
     fn keys_are_not_shared_and_cas_sign_only_leaves() {
         let dir = tempfile::tempdir().unwrap();
         let pki = make(dir.path(), ADDRESS, NOW);
-        let mut keys: Vec<_> = [&pki.internal_ca, &pki.nats.certificate, &pki.intercept.certificate, &pki.squid.certificate]
-            .into_iter()
-            .map(|pem| public_key(pem).unwrap())
-            .collect();
+        let mut keys: Vec<_> =
+            [&pki.internal_ca, &pki.nats.certificate, &pki.intercept.certificate, &pki.squid.certificate]
+                .into_iter()
+                .map(|pem| public_key(pem).unwrap())
+                .collect();
         keys.sort();
         keys.dedup();
         assert_eq!(keys.len(), 4);
@@ -327,7 +326,8 @@ mod tests {
         ] {
             let der = der(pem).unwrap();
             let (_, certificate) = X509Certificate::from_der(&der).unwrap();
-            let constraints = certificate.basic_constraints().unwrap().map(|held| (held.value.ca, held.value.path_len_constraint));
+            let constraints =
+                certificate.basic_constraints().unwrap().map(|held| (held.value.ca, held.value.path_len_constraint));
             let expected = if is_ca { (true, Some(0)) } else { (false, None) };
             assert_eq!(constraints.unwrap_or((false, None)), expected);
         }

@@ -58,12 +58,11 @@ impl HostPattern {
         };
         match (self, other) {
             (Self::Exact(a), Self::Exact(b)) | (Self::OneBelow(a), Self::OneBelow(b)) => a == b,
-            (Self::OneBelow(a), Self::Exact(b)) => {
-                b.as_str()
-                    .strip_suffix(a.as_str())
-                    .and_then(|rest| rest.strip_suffix('.'))
-                    .is_some_and(|label| !label.is_empty() && !label.contains('.'))
-            }
+            (Self::OneBelow(a), Self::Exact(b)) => b
+                .as_str()
+                .strip_suffix(a.as_str())
+                .and_then(|rest| rest.strip_suffix('.'))
+                .is_some_and(|label| !label.is_empty() && !label.contains('.')),
             (Self::AndBelow(a), Self::Exact(b) | Self::OneBelow(b) | Self::AndBelow(b)) => a == b || below(a, b),
             (Self::Exact(_) | Self::OneBelow(_), _) => false,
         }
@@ -180,7 +179,21 @@ mod tests {
 
     #[test]
     fn spellings() {
-        for bad in ["", ".", "*", "*.", "com", ".com", "A.b", "a.b:443", "https://a.b", "a.b/c", "10.0.0.1", "*.*.a.b", "..a.b"] {
+        for bad in [
+            "",
+            ".",
+            "*",
+            "*.",
+            "com",
+            ".com",
+            "A.b",
+            "a.b:443",
+            "https://a.b",
+            "a.b/c",
+            "10.0.0.1",
+            "*.*.a.b",
+            "..a.b",
+        ] {
             assert!(bad.parse::<HostPattern>().is_err(), "{bad}");
         }
     }

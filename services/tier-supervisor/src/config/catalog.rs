@@ -21,8 +21,18 @@ const SECRET_FIELDS: [&str; 3] = ["name", "env", "description"];
 
 /// Variables that the wrapper sets for every server, or that would change what the server's program is.
 const OWN_VARIABLES: [&str; 12] = [
-    "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE",
-    "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "PATH", "HOME", "PYTHONPATH",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+    "NO_PROXY",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+    "NODE_EXTRA_CA_CERTS",
+    "PATH",
+    "HOME",
+    "PYTHONPATH",
 ];
 
 /// A secret of a catalogue entry: a name in secrets.env and the variable it goes into.
@@ -55,7 +65,11 @@ pub(super) fn servers(
         Ok(text) => Some(text),
         Err(error) if !needed && error.is_absent() => None,
         Err(error) => {
-            report.problem(referenced_at, format!("the MCP folder is not complete: {error}"), "add the file, or set mcp: false");
+            report.problem(
+                referenced_at,
+                format!("the MCP folder is not complete: {error}"),
+                "add the file, or set mcp: false",
+            );
             None
         }
     };
@@ -73,7 +87,9 @@ pub(super) fn servers(
     let registry_name = registry_path.display().to_string();
     let enabled = {
         let mut report = report.for_file(&registry_name);
-        tree::parse(&registry_text, &mut report).map(|node| enabled(&node, &definitions, &mut report)).unwrap_or_default()
+        tree::parse(&registry_text, &mut report)
+            .map(|node| enabled(&node, &definitions, &mut report))
+            .unwrap_or_default()
     };
     if let Some(text) = config_text {
         let name = config_path.display().to_string();
@@ -115,7 +131,11 @@ fn server(
             None => {
                 let shown = shown(&wanted.name);
                 let fix = format!("add a line {}=PLACEHOLDER_... to {secrets_name}", shown.trim_matches('"'));
-                report.problem(wanted.at, format!("secret {shown} of server {} has no placeholder", definition.name), fix);
+                report.problem(
+                    wanted.at,
+                    format!("secret {shown} of server {} has no placeholder", definition.name),
+                    fix,
+                );
             }
         }
     }
@@ -137,7 +157,8 @@ fn definitions(node: &Node, report: &mut Report<'_>) -> Vec<Definition> {
 
 fn definition(at: At, key: &str, node: &Node, report: &mut Report<'_>) -> Option<Definition> {
     let fields = Fields::of(node, "an MCP server", &SERVER_FIELDS, report)?;
-    let name = key.parse::<ServerName>().map_err(|error| report.problem(at, error.to_string(), "rename the server")).ok();
+    let name =
+        key.parse::<ServerName>().map_err(|error| report.problem(at, error.to_string(), "rename the server")).ok();
     if let Some((at, kind)) = fields.text("type", report)
         && kind != "server"
     {
@@ -191,7 +212,11 @@ fn wanted(node: &Node, report: &mut Report<'_>) -> Option<Wanted> {
         return None;
     }
     if OWN_VARIABLES.contains(&env) || env.starts_with("LD_") {
-        report.problem(env_at, "this variable is set by the stack itself", "name the variable the server reads its secret from");
+        report.problem(
+            env_at,
+            "this variable is set by the stack itself",
+            "name the variable the server reads its secret from",
+        );
         return None;
     }
     let (at, name) = name?;
@@ -208,7 +233,11 @@ fn enabled(node: &Node, definitions: &[Definition], report: &mut Report<'_>) -> 
             && let Some((at, reference)) = fields.text("ref", report)
             && !reference.is_empty()
         {
-            report.problem(at, "a \"ref\" to another catalogue is not supported", "write ref: \"\" and define the server in catalogs/catalog.yaml");
+            report.problem(
+                at,
+                "a \"ref\" to another catalogue is not supported",
+                "write ref: \"\" and define the server in catalogs/catalog.yaml",
+            );
         }
         match definitions.iter().find(|definition| definition.name.as_str() == entry.key) {
             Some(definition) => names.push(definition.name.clone()),
@@ -276,7 +305,8 @@ mod tests {
     fn real_credentials_are_refused_and_not_repeated() {
         let (mut problems, mut remarks): (Vec<Problem>, Vec<Problem>) = (Vec::new(), Vec::new());
         let mut report = Report { file: "secrets.env", problems: &mut problems, remarks: &mut remarks };
-        let text = "# c\nmarvin_api_key=PLACEHOLDER_ONECLI_INJECTS\nother=kD93hunter2\nthird\nmarvin_api_key=PLACEHOLDER_X\n";
+        let text =
+            "# c\nmarvin_api_key=PLACEHOLDER_ONECLI_INJECTS\nother=kD93hunter2\nthird\nmarvin_api_key=PLACEHOLDER_X\n";
         let values = env_file(text, &mut report);
         assert_eq!(values, [("marvin_api_key".to_owned(), "PLACEHOLDER_ONECLI_INJECTS".to_owned())]);
         assert_eq!(problems.iter().map(|problem| problem.line).collect::<Vec<_>>(), [3, 4, 5]);

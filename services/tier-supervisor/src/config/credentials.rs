@@ -7,14 +7,27 @@ use super::problem::{At, Report, suggestion};
 use super::tier::{Credential, Egress, Server, Subject};
 use super::tree::{Fields, Node};
 
-const CREDENTIAL_FIELDS: [&str; 8] = ["secret", "placeholder", "hosts", "methods", "paths", "header", "template", "for"];
+const CREDENTIAL_FIELDS: [&str; 8] =
+    ["secret", "placeholder", "hosts", "methods", "paths", "header", "template", "for"];
 const EGRESS_FIELDS: [&str; 3] = ["hosts", "methods", "paths"];
 const METHODS: [&str; 6] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"];
 
 /// Headers that frame a message, choose its target, or belong to a single hop: no secret goes there.
 const FRAMING_HEADERS: [&str; 14] = [
-    "host", "content-length", "transfer-encoding", "connection", "keep-alive", "upgrade", "te", "trailer", "expect",
-    "proxy-authorization", "proxy-connection", "accept-encoding", "content-encoding", "traceparent",
+    "host",
+    "content-length",
+    "transfer-encoding",
+    "connection",
+    "keep-alive",
+    "upgrade",
+    "te",
+    "trailer",
+    "expect",
+    "proxy-authorization",
+    "proxy-connection",
+    "accept-encoding",
+    "content-encoding",
+    "traceparent",
 ];
 
 /// What the sections of a tier are checked against.
@@ -74,7 +87,11 @@ pub(super) fn egress(node: &Node, around: &Surroundings<'_>, report: &mut Report
 fn secret_name(fields: &Fields<'_>, report: &mut Report<'_>) -> Option<SecretName> {
     let Some((at, text)) = fields.text("secret", report) else {
         if fields.node("secret").is_none() {
-            report.problem(fields.at, "this credential names no secret", "add: secret: <name of a file in the secrets directory>");
+            report.problem(
+                fields.at,
+                "this credential names no secret",
+                "add: secret: <name of a file in the secrets directory>",
+            );
         }
         return None;
     };
@@ -100,7 +117,8 @@ fn hosts(fields: &Fields<'_>, what: &str, around: &Surroundings<'_>, report: &mu
             continue;
         };
         if around.reserved.iter().any(|reserved| reserved.covers(&pattern) || pattern.covers(reserved)) {
-            let what = format!("{pattern} includes a host of the model route, which is open to the stack's services only");
+            let what =
+                format!("{pattern} includes a host of the model route, which is open to the stack's services only");
             report.problem(at, what, "remove it; the agent reaches models through http://models:4000");
         } else if around.floor.covers(&pattern) {
             hosts.push(pattern);
@@ -154,12 +172,18 @@ fn is_path_pattern(text: &str) -> bool {
 fn header(fields: &Fields<'_>, report: &mut Report<'_>) -> Option<String> {
     let Some((at, text)) = fields.text("header", report) else {
         if fields.node("header").is_none() {
-            report.problem(fields.at, "this credential does not say where the secret goes", "add: header: <name of the header>");
+            report.problem(
+                fields.at,
+                "this credential does not say where the secret goes",
+                "add: header: <name of the header>",
+            );
         }
         return None;
     };
     let name = text.to_ascii_lowercase();
-    let token = !name.is_empty() && name.len() <= 64 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+    let token = !name.is_empty()
+        && name.len() <= 64
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
     if !token {
         report.problem(at, "this is not the name of a header", "for example: header: X-API-Token");
         return None;
@@ -203,18 +227,31 @@ fn placeholder(
         return None;
     }
     let secret = secret?;
-    let found: Vec<&str> =
-        around.servers.iter().flat_map(|server| &server.placeholders).filter(|(name, _)| name == secret.as_str()).map(|(_, value)| value.as_str()).collect();
+    let found: Vec<&str> = around
+        .servers
+        .iter()
+        .flat_map(|server| &server.placeholders)
+        .filter(|(name, _)| name == secret.as_str())
+        .map(|(_, value)| value.as_str())
+        .collect();
     match found.as_slice() {
         [first, rest @ ..] if rest.iter().all(|other| other == first) => Some((*first).to_owned()),
         [] if !around.complete => None,
         [] => {
             let fix = format!("add: placeholder: PLACEHOLDER_{}", secret.as_str().to_uppercase().replace('-', "_"));
-            report.problem(fields.at, format!("credential {secret} has no placeholder, and no MCP server of the tier has one of that name"), fix);
+            report.problem(
+                fields.at,
+                format!("credential {secret} has no placeholder, and no MCP server of the tier has one of that name"),
+                fix,
+            );
             None
         }
         _ => {
-            report.problem(fields.at, format!("the tier's MCP servers have different placeholders for {secret}"), "add: placeholder: <which one>");
+            report.problem(
+                fields.at,
+                format!("the tier's MCP servers have different placeholders for {secret}"),
+                "add: placeholder: <which one>",
+            );
             None
         }
     }
@@ -267,7 +304,9 @@ mod tests {
         for good in ["/", "/api/**", "/api/*/items", "/a.b/c-d_e~", "/**", "/api/"] {
             assert!(is_path_pattern(good), "{good}");
         }
-        for bad in ["", "api", "/api/**/x", "/api/../x", "/./x", "/a//b", "/a?b", "/a#b", "/%2e", "/a*", "/a b", "/\u{e9}"] {
+        for bad in
+            ["", "api", "/api/**/x", "/api/../x", "/./x", "/a//b", "/a?b", "/a#b", "/%2e", "/a*", "/a b", "/\u{e9}"]
+        {
             assert!(!is_path_pattern(bad), "{bad}");
         }
     }

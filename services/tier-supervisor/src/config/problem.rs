@@ -132,7 +132,8 @@ mod tests {
     #[test]
     fn suggests_what_is_close_and_lists_otherwise() {
         let known = ["identity", "port", "credentials", "commands"];
-        for (typed, meant) in [("identiy", "identity"), ("prot", "port"), ("credential", "credentials"), ("comands", "commands")]
+        for (typed, meant) in
+            [("identiy", "identity"), ("prot", "port"), ("credential", "credentials"), ("comands", "commands")]
         {
             assert_eq!(suggestion(typed, known), format!("did you mean \"{meant}\"?"));
         }
@@ -142,7 +143,9 @@ mod tests {
 
     #[test]
     fn distances() {
-        for (a, b, expected) in [("", "", 0), ("a", "", 1), ("ab", "ba", 1), ("kitten", "sitting", 3), ("port", "port", 0)] {
+        for (a, b, expected) in
+            [("", "", 0), ("a", "", 1), ("ab", "ba", 1), ("kitten", "sitting", 3), ("port", "port", 0)]
+        {
             assert_eq!(distance(a, b), expected, "{a} {b}");
             assert_eq!(distance(b, a), expected, "{b} {a}");
         }

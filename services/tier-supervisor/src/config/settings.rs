@@ -147,12 +147,15 @@ impl Settings {
         }
         for server in &self.dns_servers {
             if server.is_loopback() || server.is_unspecified() || server.is_multicast() || server.is_broadcast() {
-                problems.push(format!("\"dns_servers\": {server} cannot be reached from a container; name another resolver"));
+                problems.push(format!(
+                    "\"dns_servers\": {server} cannot be reached from a container; name another resolver"
+                ));
             }
         }
         match (self.mode, self.drill_table) {
             (Mode::Drill, None) => {
-                problems.push("\"drill_table\" is missing: a drill needs the table that leads to its internet".to_owned());
+                problems
+                    .push("\"drill_table\" is missing: a drill needs the table that leads to its internet".to_owned());
             }
             (Mode::Live, Some(_)) => {
                 problems.push("\"drill_table\" is set: a live stack must not be routed to the drill".to_owned());
@@ -167,7 +170,8 @@ impl Settings {
             problems.push("\"upstream_roots\" is empty: a drill trusts only its own certificate authority".to_owned());
         }
         if self.model.host().is_none() {
-            problems.push("\"model.base_url\" must be https://<host name>[:443]/<path>, without a final slash".to_owned());
+            problems
+                .push("\"model.base_url\" must be https://<host name>[:443]/<path>, without a final slash".to_owned());
         }
         if self.model.models.is_empty() {
             problems.push("\"model.models\" is empty: name at least one model".to_owned());

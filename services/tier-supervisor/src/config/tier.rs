@@ -7,15 +7,35 @@ use assistant_proto::name::{SecretName, ServerName, TierName};
 use super::allowlist::HostPattern;
 use super::catalog;
 use super::credentials::{self, Surroundings};
+use super::limits::{TierLimits, limits};
 use super::problem::{At, Report, suggestion};
 use super::tiers::{Sources, World};
-use super::tree::{Fields, Node, Value};
+use super::tree::{Fields, Node};
 use super::version;
 
 const FIELDS: [&str; 22] = [
-    "name", "identity", "port", "image", "runtime", "mcp", "mcp_port", "mcp_dir", "mcp_token_var", "no_proxy",
-    "commands", "auto_approve", "workspace_unrestricted", "block_high_risk", "build_sandbox", "background",
-    "credentials", "egress", "tools", "model", "limits", "channels",
+    "name",
+    "identity",
+    "port",
+    "image",
+    "runtime",
+    "mcp",
+    "mcp_port",
+    "mcp_dir",
+    "mcp_token_var",
+    "no_proxy",
+    "commands",
+    "auto_approve",
+    "workspace_unrestricted",
+    "block_high_risk",
+    "build_sandbox",
+    "background",
+    "credentials",
+    "egress",
+    "tools",
+    "model",
+    "limits",
+    "channels",
 ];
 
 /// A tier, checked.
@@ -117,25 +137,6 @@ pub struct Egress {
     pub line: usize,
 }
 
-/// What an agent may use up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TierLimits {
-    /// Bytes of memory.
-    pub memory_bytes: u64,
-    /// Processes and threads.
-    pub pids: u32,
-    /// Billionths of a processor.
-    pub nano_cpus: u64,
-}
-
-const MIB: u64 = 1 << 20;
-
-impl Default for TierLimits {
-    fn default() -> Self {
-        Self { memory_bytes: 1_024 * MIB, pids: 512, nano_cpus: 2_000_000_000 }
-    }
-}
-
 /// Reads one tier. Reports every problem in it; the tier is none when what identifies it is unusable.
 pub(super) fn tier(
     node: &Node,
@@ -184,8 +185,20 @@ pub(super) fn tier(
         report.remark(fields.at, format!("tier {name} reaches no host of the internet"), fix);
     }
     let tools = tools(&fields, &servers, complete, report);
-    let commands = words(&fields, "commands", is_command, "name each command by itself, like curl; no \"*\", no arguments", report);
-    let auto_approve = words(&fields, "auto_approve", is_tool, "name each tool by itself, like shell or marvin__get_tasks; no \"*\"", report);
+    let commands = words(
+        &fields,
+        "commands",
+        is_command,
+        "name each command by itself, like curl; no \"*\", no arguments",
+        report,
+    );
+    let auto_approve = words(
+        &fields,
+        "auto_approve",
+        is_tool,
+        "name each tool by itself, like shell or marvin__get_tasks; no \"*\"",
+        report,
+    );
     let model = model(&fields, world, report);
     let limits = limits(&fields, report);
     let no_proxy = no_proxy(&fields, report);
@@ -217,7 +230,9 @@ fn name(fields: &Fields<'_>, report: &mut Report<'_>) -> Option<TierName> {
         }
         return None;
     };
-    text.parse().map_err(|error: assistant_proto::name::NameError| report.problem(at, error.to_string(), "rename the tier")).ok()
+    text.parse()
+        .map_err(|error: assistant_proto::name::NameError| report.problem(at, error.to_string(), "rename the tier"))
+        .ok()
 }
 
 fn port(fields: &Fields<'_>, report: &mut Report<'_>) -> Option<u16> {
@@ -225,7 +240,11 @@ fn port(fields: &Fields<'_>, report: &mut Report<'_>) -> Option<u16> {
         report.problem(fields.at, "this tier has no port", "add: port: <1024 to 65535>, where its dashboard will be");
     }
     let (at, port) = fields.port("port", report)?;
-    report.remark(at, "dashboards are not served yet: nothing will listen on this port", "talk to the tier with deploy/chat.sh");
+    report.remark(
+        at,
+        "dashboards are not served yet: nothing will listen on this port",
+        "talk to the tier with deploy/chat.sh",
+    );
     Some(port)
 }
 
@@ -233,7 +252,11 @@ fn identity(fields: &Fields<'_>, report: &mut Report<'_>) -> Option<String> {
     let (at, text) = fields.text("identity", report)?;
     let fine = text.parse::<TierName>().is_ok();
     if !fine {
-        report.problem(at, "this is not the name of an identity", "use a-z, 0-9 and '-' (1 to 24), starting with a letter, or null");
+        report.problem(
+            at,
+            "this is not the name of an identity",
+            "use a-z, 0-9 and '-' (1 to 24), starting with a letter, or null",
+        );
     }
     fine.then(|| text.to_owned())
 }
@@ -244,7 +267,11 @@ fn not_yet(fields: &Fields<'_>, report: &mut Report<'_>) {
     if let Some((at, runtime)) = fields.text("runtime", report) {
         match runtime {
             "native" => {}
-            "docker" => report.problem(at, "runtime: docker (the sandbox) is not supported yet", "write runtime: native, or remove this tier for now"),
+            "docker" => report.problem(
+                at,
+                "runtime: docker (the sandbox) is not supported yet",
+                "write runtime: native, or remove this tier for now",
+            ),
             _ => report.problem(at, "this runtime does not exist", suggestion(runtime, ["native", "docker"])),
         }
     }
@@ -252,13 +279,25 @@ fn not_yet(fields: &Fields<'_>, report: &mut Report<'_>) {
         report.problem(fields.at("build_sandbox"), "build_sandbox: true is not supported yet", "remove it for now");
     }
     if fields.port("mcp_port", report).is_some() {
-        report.problem(fields.at("mcp_port"), "a page for MCP servers (mcp_port) is not supported yet", "remove it for now");
+        report.problem(
+            fields.at("mcp_port"),
+            "a page for MCP servers (mcp_port) is not supported yet",
+            "remove it for now",
+        );
     }
     if fields.node("channels").is_some() {
-        report.problem(fields.at("channels"), "channels other than the terminal are not supported yet", "remove it for now; use deploy/chat.sh");
+        report.problem(
+            fields.at("channels"),
+            "channels other than the terminal are not supported yet",
+            "remove it for now; use deploy/chat.sh",
+        );
     }
     if let Some((at, _)) = fields.text("mcp_token_var", report) {
-        report.remark(at, "mcp_token_var is no longer read: tier-supervisor makes the token itself", "remove it, here and in .env");
+        report.remark(
+            at,
+            "mcp_token_var is no longer read: tier-supervisor makes the token itself",
+            "remove it, here and in .env",
+        );
     }
 }
 
@@ -287,7 +326,11 @@ fn known_image(at: At, image: &str, world: &World<'_>, report: &mut Report<'_>) 
     if world.images.reference(image).is_some() {
         return Some(image.to_owned());
     }
-    report.problem(at, "this image is not on this machine", "remove the line to use the ZeroClaw that the stack brings");
+    report.problem(
+        at,
+        "this image is not on this machine",
+        "remove the line to use the ZeroClaw that the stack brings",
+    );
     None
 }
 
@@ -302,7 +345,11 @@ fn servers(
     if !fields.flag("mcp", false, report) {
         for field in ["mcp_dir", "tools"] {
             if fields.node(field).is_some() {
-                report.problem(fields.at(field), format!("\"{field}\" has no effect without mcp: true"), "add mcp: true, or remove it");
+                report.problem(
+                    fields.at(field),
+                    format!("\"{field}\" has no effect without mcp: true"),
+                    "add mcp: true, or remove it",
+                );
             }
         }
         return Vec::new();
@@ -320,7 +367,11 @@ fn servers(
     for server in &servers {
         // Container names are principals' names, at most 63 characters.
         if format!("mcp-{tier}-{}", server.name).len() > 63 {
-            report.problem(at, format!("the names of tier {tier} and server {} are too long together", server.name), "shorten one");
+            report.problem(
+                at,
+                format!("the names of tier {tier} and server {} are too long together", server.name),
+                "shorten one",
+            );
         }
     }
     servers
@@ -402,52 +453,6 @@ fn model(fields: &Fields<'_>, world: &World<'_>, report: &mut Report<'_>) -> Opt
     None
 }
 
-fn limits(fields: &Fields<'_>, report: &mut Report<'_>) -> TierLimits {
-    let mut limits = TierLimits::default();
-    let Some(node) = fields.node("limits") else { return limits };
-    let Some(section) = Fields::of(node, "\"limits\"", &["memory", "pids", "cpus"], report) else { return limits };
-    if let Some((at, text)) = section.text("memory", report) {
-        match memory(text) {
-            Some(bytes) => limits.memory_bytes = bytes,
-            None => report.problem(at, "this is not an amount of memory", "write it like 512m or 2g, from 128m to 64g"),
-        }
-    }
-    if let Some(node) = section.node("pids") {
-        match node.value {
-            Value::Integer(value @ 16..=32_768) => limits.pids = u32::try_from(value).unwrap_or(limits.pids),
-            _ => report.problem(node.at, "this is not a number of processes", "write a number from 16 to 32768"),
-        }
-    }
-    if let Some((at, cpus)) = section.number("cpus", report) {
-        match nano_cpus(cpus) {
-            Some(nano) => limits.nano_cpus = nano,
-            None => report.problem(at, "this is not a number of processors", "write a number from 0.1 to 64"),
-        }
-    }
-    limits
-}
-
-fn memory(text: &str) -> Option<u64> {
-    let (number, unit) = match (text.strip_suffix('m'), text.strip_suffix('g')) {
-        (Some(number), _) => (number, MIB),
-        (_, Some(number)) => (number, 1_024 * MIB),
-        _ => return None,
-    };
-    if !number.bytes().all(|b| b.is_ascii_digit()) {
-        return None;
-    }
-    let bytes = number.parse::<u64>().ok()?.checked_mul(unit)?;
-    (128 * MIB..=64 * 1_024 * MIB).contains(&bytes).then_some(bytes)
-}
-
-/// Rounded to hundredths, as people write it. Counted up rather than cast: `as` would truncate silently.
-fn nano_cpus(cpus: f64) -> Option<u64> {
-    if !(0.1..=64.0).contains(&cpus) {
-        return None;
-    }
-    (10_u32..=6_400).find(|hundredths| f64::from(*hundredths) + 0.5 > cpus * 100.0).map(|hundredths| u64::from(hundredths) * 10_000_000)
-}
-
 fn no_proxy(fields: &Fields<'_>, report: &mut Report<'_>) -> Vec<String> {
     let Some((at, text)) = fields.text("no_proxy", report) else { return Vec::new() };
     let mut names = Vec::new();
@@ -464,34 +469,6 @@ fn no_proxy(fields: &Fields<'_>, report: &mut Report<'_>) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn amounts() {
-        for (text, bytes) in [
-            ("512m", Some(512 * MIB)),
-            ("2g", Some(2_048 * MIB)),
-            ("64m", None),
-            ("65g", None),
-            ("1.5g", None),
-            ("+1g", None),
-            ("1024", None),
-            ("", None),
-            ("m", None),
-            ("99999999999999999999g", None),
-        ] {
-            assert_eq!(memory(text), bytes, "{text}");
-        }
-        for (cpus, nano) in [
-            (0.5, Some(500_000_000)),
-            (2.0, Some(2_000_000_000)),
-            (64.0, Some(64_000_000_000)),
-            (0.0, None),
-            (65.0, None),
-            (f64::NAN, None),
-        ] {
-            assert_eq!(nano_cpus(cpus), nano, "{cpus}");
-        }
-    }
 
     #[test]
     fn words_of_lists() {

@@ -102,9 +102,10 @@ impl World<'_> {
                 format!("secret {name} is missing"),
                 format!("put it there, it is read from standard input: sudo install -m 600 /dev/stdin {path}"),
             )),
-            SecretState::Unusable(why) => {
-                Some((format!("secret {name} cannot be used: {why}"), format!("fix {path}: mode 600, owner root, one line")))
-            }
+            SecretState::Unusable(why) => Some((
+                format!("secret {name} cannot be used: {why}"),
+                format!("fix {path}: mode 600, owner root, one line"),
+            )),
         }
     }
 }
@@ -146,7 +147,11 @@ impl Tiers {
                 walk(&node, base, &world, sources, &mut report)
             }),
             Err(error) => {
-                report.problem(start, error.to_string(), "create the file, or name another one when starting the stack");
+                report.problem(
+                    start,
+                    error.to_string(),
+                    "create the file, or name another one when starting the stack",
+                );
                 None
             }
         };

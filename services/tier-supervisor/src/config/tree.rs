@@ -91,9 +91,7 @@ fn convert(yaml: MarkedYaml<'_>, report: &mut Report<'_>) -> Option<Node> {
         YamlData::Value(Scalar::Integer(value)) => Value::Integer(value),
         YamlData::Value(Scalar::FloatingPoint(value)) => Value::Other(Some(value.into_inner())),
         YamlData::Value(Scalar::String(value)) => Value::Text(value.into_owned()),
-        YamlData::Sequence(items) => {
-            Value::List(items.into_iter().filter_map(|item| convert(item, report)).collect())
-        }
+        YamlData::Sequence(items) => Value::List(items.into_iter().filter_map(|item| convert(item, report)).collect()),
         YamlData::Mapping(entries) => {
             let mut map = Vec::new();
             for (key, node) in entries {

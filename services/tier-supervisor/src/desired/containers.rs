@@ -217,13 +217,7 @@ impl Parts<'_> {
     }
 
     /// What every Rust service has: its program, its configuration, the bus, its control socket.
-    fn service(
-        &self,
-        name: &'static str,
-        role: Role,
-        uid: u32,
-        limits: Limits,
-    ) -> Result<ContainerSpec, DesiredError> {
+    fn service(&self, name: &'static str, role: Role, uid: u32, limits: Limits) -> Result<ContainerSpec, DesiredError> {
         let mut spec =
             self.container(&format!("assistant-{name}"), role, self.image(name)?, uid, ASSISTANT_GID, limits);
         spec.entrypoint = Some(vec![format!("/usr/local/bin/{name}")]);

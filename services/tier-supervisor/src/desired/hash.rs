@@ -2,7 +2,7 @@
 
 use aws_lc_rs::digest::{Context, SHA256};
 
-use super::{Content, ContainerSpec, MountSource, Ready};
+use super::{ContainerSpec, Content, MountSource, Ready};
 
 /// Part of every hash. Raised when the engine begins to create containers differently from equal specifications.
 const FORMAT: u64 = 1;

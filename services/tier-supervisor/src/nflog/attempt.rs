@@ -119,8 +119,8 @@ pub struct Principals {
     gateways: BTreeSet<Ipv4Addr>,
     vm: BTreeSet<Ipv4Addr>,
     subnets: Vec<Ipv4Cidr>,
-    /// Container names that may open a connection of some kind.
-    flows: BTreeSet<(String, String)>,
+    /// Containers, and the addresses at which they may open a connection of some kind.
+    flows: BTreeSet<(String, Ipv4Addr)>,
 }
 
 impl Principals {
@@ -134,7 +134,9 @@ impl Principals {
     ) -> Self {
         let containers = desired.containers.iter();
         let flows = desired.flows.iter().filter_map(|flow| match (&flow.from, &flow.to) {
-            (Peer::Container(from), Peer::Container(to)) => Some((from.clone(), to.clone())),
+            (Peer::Container(from), Peer::Container(to)) => {
+                Some((from.clone(), desired.container(to)?.address_on(&flow.network)?))
+            }
             _ => None,
         });
         Self {
@@ -184,7 +186,7 @@ impl Principals {
             Some(IpAddr::V4(address)) => self.by_address.get(&address).cloned(),
             _ => None,
         };
-        let reason = self.reason(cause, packet, container.as_deref(), target.as_deref());
+        let reason = self.reason(cause, packet, container.as_deref());
         Some(Attempt {
             origin: Origin { tier, container },
             host: destination.map(|address| address.to_string()).unwrap_or_default(),
@@ -195,7 +197,7 @@ impl Principals {
         })
     }
 
-    fn reason(&self, cause: Cause, packet: Packet, from: Option<&str>, to: Option<&str>) -> Reason {
+    fn reason(&self, cause: Cause, packet: Packet, from: Option<&str>) -> Reason {
         match cause {
             Cause::Unknown => return Reason::UnknownPort,
             Cause::Spoof => return Reason::SpoofedSource,
@@ -212,9 +214,9 @@ impl Principals {
             Packet::Ipv6 { .. } => return Reason::Ipv6,
             Packet::Other { .. } => return Reason::NotIp,
         };
-        match (from, to) {
-            (Some(from), Some(to)) if self.flows.contains(&(from.to_owned(), to.to_owned())) => Reason::ClosedPort,
-            (_, Some(_)) => Reason::OtherContainer,
+        match (from, self.by_address.contains_key(&destination)) {
+            (Some(from), true) if self.flows.contains(&(from.to_owned(), destination)) => Reason::ClosedPort,
+            (_, true) => Reason::OtherContainer,
             _ if self.gateways.contains(&destination) || self.vm.contains(&destination) => Reason::ToVm,
             _ if destination.is_multicast() || destination.is_broadcast() => Reason::Multicast,
             _ if self.subnets.iter().any(|subnet| subnet.contains(destination)) => Reason::OtherContainer,
@@ -307,7 +309,9 @@ impl Attempt {
             (_, Reason::UnknownPort) => {
                 "Nothing to do if it was just started; a foreign container on a network of ours is taken off it."
             }
-            (_, Reason::Lost) => "Look for a container with high load: deploy/status.sh, then stop its tier.",
+            (_, Reason::Lost) => {
+                "Find the container with the high load (docker stats) and stop it; the attempts were dropped all the same."
+            }
             (Scope::Stack, _) => {
                 "A service of the stack tried what it has no flow for. Unless you changed it, read its log, then replace it."
             }
@@ -336,6 +340,8 @@ mod tests {
 
     const AGENT: Ipv4Addr = Ipv4Addr::new(10, 87, 16, 20);
     const BROKER: Ipv4Addr = Ipv4Addr::new(10, 87, 16, 2);
+    /// The same door, on a network that the agent is not on.
+    const BROKER_ELSEWHERE: Ipv4Addr = Ipv4Addr::new(10, 87, 3, 2);
     const NATS: Ipv4Addr = Ipv4Addr::new(10, 87, 1, 5);
 
     fn principals() -> Principals {
@@ -345,13 +351,14 @@ mod tests {
             by_address: HashMap::from([
                 (AGENT, name("zeroclaw-tasks")),
                 (BROKER, name("assistant-secret-broker")),
+                (BROKER_ELSEWHERE, name("assistant-secret-broker")),
                 (NATS, name("assistant-nats")),
             ]),
             tiers: HashMap::from([(name("zeroclaw-tasks"), Scope::Tier("tasks".parse().unwrap()))]),
             gateways: BTreeSet::from([Ipv4Addr::new(10, 87, 16, 1)]),
             vm: BTreeSet::from([Ipv4Addr::new(192, 168, 1, 9)]),
             subnets: vec!["10.87.16.0/24".parse().unwrap()],
-            flows: BTreeSet::from([(name("zeroclaw-tasks"), name("assistant-secret-broker"))]),
+            flows: BTreeSet::from([(name("zeroclaw-tasks"), BROKER)]),
         }
     }
 
@@ -363,8 +370,9 @@ mod tests {
     #[test]
     fn reasons_follow_from_who_and_where() {
         let principals = principals();
-        let table: [(Cause, Packet, Reason); 13] = [
+        let table: [(Cause, Packet, Reason); 14] = [
             (Cause::Flow, to(BROKER.octets()), Reason::ClosedPort),
+            (Cause::Flow, to(BROKER_ELSEWHERE.octets()), Reason::OtherContainer),
             (Cause::Flow, to(NATS.octets()), Reason::OtherContainer),
             (Cause::Flow, to([10, 87, 16, 99]), Reason::OtherContainer),
             (Cause::Flow, to([10, 87, 16, 1]), Reason::ToVm),

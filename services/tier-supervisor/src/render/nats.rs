@@ -25,9 +25,7 @@ struct User {
 const USERS: [User; 3] = [
     User {
         name: "secret-broker",
-        publish: &[
-            "egress.denied.*", "egress.allowed.*", "secret.injected.*", "model.called.*", "tool.called.*",
-        ],
+        publish: &["egress.denied.*", "egress.allowed.*", "secret.injected.*", "model.called.*", "tool.called.*"],
         subscribe: &["turn.started.*", "turn.ended.*"],
         consumers: &[],
         answers: true,
@@ -42,8 +40,13 @@ const USERS: [User; 3] = [
     User {
         name: "channel-bridge",
         publish: &[
-            "turn.started.*", "turn.ended.*", "approval.requested.*", "approval.decided.*", "channel.received.*",
-            "channel.replied.*", "channel.sent.*",
+            "turn.started.*",
+            "turn.ended.*",
+            "approval.requested.*",
+            "approval.decided.*",
+            "channel.received.*",
+            "channel.replied.*",
+            "channel.sent.*",
         ],
         subscribe: &[],
         consumers: &[("INBOX", "bridge"), ("OUTBOX", "bridge")],
@@ -53,7 +56,15 @@ const USERS: [User; 3] = [
 
 /// What the operator may hear. Not `channel.received`, `channel.replied`: conversations are not for every shell.
 const OPERATOR: [&str; 10] = [
-    "egress.>", "tier.>", "turn.>", "secret.>", "approval.>", "model.>", "tool.>", "floor.>", "attestation.>",
+    "egress.>",
+    "tier.>",
+    "turn.>",
+    "secret.>",
+    "approval.>",
+    "model.>",
+    "tool.>",
+    "floor.>",
+    "attestation.>",
     "channel.sent.>",
 ];
 

@@ -164,8 +164,7 @@ pub(crate) fn auditor_config(parts: &Parts<'_>) -> Result<String, DesiredError> 
         let network = tools_network(&tier.name);
         let mut clients = BTreeMap::new();
         for server in &tier.servers {
-            clients
-                .insert(parts.server_address(&tier.name, &server.name)?, server_name(&tier.name, &server.name)?);
+            clients.insert(parts.server_address(&tier.name, &server.name)?, server_name(&tier.name, &server.name)?);
         }
         zones.push(Zone {
             tier: tier.name.clone(),

@@ -54,12 +54,8 @@ pub(crate) fn squid(parts: &Parts<'_>, address: Ipv4Addr) -> Result<Squid, Desir
         splices.push(format!("ssl_bump splice step2 user_{id} sni_{id} sni_ok"));
         lists.insert(list_name(user, is_tier), list);
     }
-    let users = parts
-        .material
-        .tokens
-        .squid_users()
-        .map(|(user, password)| format!("{user}:{}\n", password.sha256()))
-        .collect();
+    let users =
+        parts.material.tokens.squid_users().map(|(user, password)| format!("{user}:{}\n", password.sha256())).collect();
     let servers: Vec<String> = parts.settings.dns_servers.iter().map(ToString::to_string).collect();
     let auditor = parts.address(TRANSIT, HOST_AUDITOR)?;
     let conf = fill(

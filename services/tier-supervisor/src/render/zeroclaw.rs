@@ -18,12 +18,23 @@ const DIRECT: [&str; 5] = ["127.0.0.1", "localhost", "0.0.0.0", "models", "mcp"]
 
 /// Tools with HTTP clients that go round every proxy, or that fetch on their own: they cannot work in a tier.
 const EXCLUDED: [&str; 8] = [
-    "web_fetch", "http_request", "web_search_tool", "file_download", "browser", "browser_open", "image_gen", "weather",
+    "web_fetch",
+    "http_request",
+    "web_search_tool",
+    "file_download",
+    "browser",
+    "browser_open",
+    "image_gen",
+    "weather",
 ];
 
 /// Names of tools in the older stack's file -> names in this ZeroClaw.
 const FORMER_NAMES: [(&str, &str); 6] = [
-    ("bash", "shell"), ("read", "file_read"), ("write", "file_write"), ("edit", "file_edit"), ("glob", "glob_search"),
+    ("bash", "shell"),
+    ("read", "file_read"),
+    ("write", "file_write"),
+    ("edit", "file_edit"),
+    ("glob", "glob_search"),
     ("grep", "content_search"),
 ];
 
@@ -47,30 +58,45 @@ pub(crate) fn zeroclaw_toml(parts: &Parts<'_>, tier: &Tier) -> Result<String, De
     let gateway = parts.gateway_token(&tier.name)?.sha256();
     let mut root = Table::new();
     root.insert("schema_version".into(), Value::Integer(3));
-    root.insert("gateway".into(), table([
-        ("port", Value::Integer(i64::from(GATEWAY_PORT))),
-        ("host", text("0.0.0.0")),
-        ("allow_public_bind", Value::Boolean(true)),
-        ("allow_remote_admin", Value::Boolean(false)),
-        ("require_pairing", Value::Boolean(true)),
-        ("paired_tokens", texts([gateway])),
-        ("request_timeout_secs", Value::Integer(600)),
-        ("check_updates", Value::Boolean(false)),
-        ("allow_self_upgrade", Value::Boolean(false)),
-    ]));
-    root.insert("providers".into(), nested(["models", "litellm", "assistant"], table([
-        ("uri", text(format!("http://models:{MODELS_PORT}/v1"))),
-        ("model", text(&tier.model)),
-        ("api_key", text(token)),
-        ("timeout_secs", Value::Integer(300)),
-        ("context_window", Value::Integer(128_000)),
-    ])));
-    root.insert("runtime_profiles".into(), nested(["tier"], table([
-        ("agentic", Value::Boolean(true)),
-        ("max_actions_per_hour", Value::Integer(500)),
-        ("shell_timeout_secs", Value::Integer(120)),
-        ("tool_receipts", table([("enabled", Value::Boolean(true))])),
-    ])));
+    root.insert(
+        "gateway".into(),
+        table([
+            ("port", Value::Integer(i64::from(GATEWAY_PORT))),
+            ("host", text("0.0.0.0")),
+            ("allow_public_bind", Value::Boolean(true)),
+            ("allow_remote_admin", Value::Boolean(false)),
+            ("require_pairing", Value::Boolean(true)),
+            ("paired_tokens", texts([gateway])),
+            ("request_timeout_secs", Value::Integer(600)),
+            ("check_updates", Value::Boolean(false)),
+            ("allow_self_upgrade", Value::Boolean(false)),
+        ]),
+    );
+    root.insert(
+        "providers".into(),
+        nested(
+            ["models", "litellm", "assistant"],
+            table([
+                ("uri", text(format!("http://models:{MODELS_PORT}/v1"))),
+                ("model", text(&tier.model)),
+                ("api_key", text(token)),
+                ("timeout_secs", Value::Integer(300)),
+                ("context_window", Value::Integer(128_000)),
+            ]),
+        ),
+    );
+    root.insert(
+        "runtime_profiles".into(),
+        nested(
+            ["tier"],
+            table([
+                ("agentic", Value::Boolean(true)),
+                ("max_actions_per_hour", Value::Integer(500)),
+                ("shell_timeout_secs", Value::Integer(120)),
+                ("tool_receipts", table([("enabled", Value::Boolean(true))])),
+            ]),
+        ),
+    );
     root.insert("risk_profiles".into(), nested(["tier"], risk_profile(tier)));
     root.insert("agents".into(), nested(["default"], agent(tier)));
     root.insert("runtime".into(), table([("kind", text("native")), ("shell", text("bash"))]));
@@ -79,10 +105,10 @@ pub(crate) fn zeroclaw_toml(parts: &Parts<'_>, tier: &Tier) -> Result<String, De
     for section in ["web_fetch", "http_request", "web_search"] {
         root.insert(section.into(), table([("enabled", Value::Boolean(false))]));
     }
-    root.insert("acp".into(), table([
-        ("session_timeout_secs", Value::Integer(1_800)),
-        ("max_sessions", Value::Integer(50)),
-    ]));
+    root.insert(
+        "acp".into(),
+        table([("session_timeout_secs", Value::Integer(1_800)), ("max_sessions", Value::Integer(50))]),
+    );
     root.insert("memory".into(), table([("backend", text("sqlite")), ("auto_save", Value::Boolean(true))]));
     let mcp = !tier.servers.is_empty();
     let mut section = Table::from_iter([
@@ -158,10 +184,7 @@ fn agent(tier: &Tier) -> Value {
         ("runtime_profile".to_owned(), text("tier")),
         ("identity".to_owned(), table([("format", text("openclaw"))])),
         ("memory".to_owned(), table([("backend", text("sqlite"))])),
-        (
-            "workspace".to_owned(),
-            table([("unrestricted_filesystem", Value::Boolean(tier.workspace_unrestricted))]),
-        ),
+        ("workspace".to_owned(), table([("unrestricted_filesystem", Value::Boolean(tier.workspace_unrestricted))])),
     ]);
     if !tier.servers.is_empty() {
         agent.insert("mcp_bundles".into(), texts([HUB]));

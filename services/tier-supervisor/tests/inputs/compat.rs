@@ -48,8 +48,12 @@ fn what_is_not_supported_yet_is_named_and_nothing_else_is_wrong() {
 #[test]
 fn without_those_lines_there_are_three_tiers_with_every_other_field_in_effect() {
     let seed = std::fs::read_to_string(compat().join("tiers.yaml")).unwrap();
-    let kept: Vec<&str> =
-        seed.lines().filter(|line| !["mcp_port:", "runtime: docker", "build_sandbox:"].iter().any(|not| line.trim_start().starts_with(not))).collect();
+    let kept: Vec<&str> = seed
+        .lines()
+        .filter(|line| {
+            !["mcp_port:", "runtime: docker", "build_sandbox:"].iter().any(|not| line.trim_start().starts_with(not))
+        })
+        .collect();
     let (_stack, tiers) = read(&kept.join("\n"));
     let tiers = tiers.unwrap();
     let names: Vec<&str> = tiers.tiers.iter().map(|tier| tier.name.as_str()).collect();
@@ -79,8 +83,7 @@ fn without_those_lines_there_are_three_tiers_with_every_other_field_in_effect() 
 #[test]
 fn its_allowlist_is_read_whole() {
     let seed = std::fs::read_to_string(compat().join("allowlist.txt")).unwrap();
-    let entries =
-        seed.lines().filter(|line| !line.trim_start().starts_with('#') && !line.trim().is_empty()).count();
+    let entries = seed.lines().filter(|line| !line.trim_start().starts_with('#') && !line.trim().is_empty()).count();
     let (_stack, tiers) = read("tiers: [{name: a, port: 3000}]");
     assert_eq!(tiers.unwrap().floor.entries().len(), entries);
 }

@@ -34,13 +34,43 @@ fn who_is_on_which_network() {
     let desired = Stack::with_tiers(TWO).desired();
     for (network, kind, on_it) in [
         ("assistant-egress", NetworkKind::Egress, &["assistant-squid"][..]),
-        ("assistant-bus", NetworkKind::Internal, &["assistant-nats", "assistant-secret-broker", "assistant-egress-auditor", "assistant-channel-bridge"]),
-        ("assistant-telemetry", NetworkKind::Internal, &["assistant-otel-collector", "assistant-jaeger", "assistant-secret-broker", "assistant-egress-auditor", "assistant-channel-bridge"]),
-        ("assistant-transit", NetworkKind::Isolated, &["assistant-squid", "assistant-secret-broker", "assistant-egress-auditor", "assistant-channel-bridge"]),
+        (
+            "assistant-bus",
+            NetworkKind::Internal,
+            &["assistant-nats", "assistant-secret-broker", "assistant-egress-auditor", "assistant-channel-bridge"],
+        ),
+        (
+            "assistant-telemetry",
+            NetworkKind::Internal,
+            &[
+                "assistant-otel-collector",
+                "assistant-jaeger",
+                "assistant-secret-broker",
+                "assistant-egress-auditor",
+                "assistant-channel-bridge",
+            ],
+        ),
+        (
+            "assistant-transit",
+            NetworkKind::Isolated,
+            &["assistant-squid", "assistant-secret-broker", "assistant-egress-auditor", "assistant-channel-bridge"],
+        ),
         ("assistant-models", NetworkKind::Isolated, &["assistant-secret-broker"]),
-        ("assistant-tier-tasks", NetworkKind::Isolated, &["zeroclaw-tasks", "assistant-secret-broker", "assistant-egress-auditor", "assistant-channel-bridge"]),
-        ("assistant-tools-tasks", NetworkKind::Isolated, &["mcp-tasks-marvin", "assistant-secret-broker", "assistant-egress-auditor"]),
-        ("assistant-tier-updates", NetworkKind::Isolated, &["zeroclaw-updates", "assistant-secret-broker", "assistant-egress-auditor", "assistant-channel-bridge"]),
+        (
+            "assistant-tier-tasks",
+            NetworkKind::Isolated,
+            &["zeroclaw-tasks", "assistant-secret-broker", "assistant-egress-auditor", "assistant-channel-bridge"],
+        ),
+        (
+            "assistant-tools-tasks",
+            NetworkKind::Isolated,
+            &["mcp-tasks-marvin", "assistant-secret-broker", "assistant-egress-auditor"],
+        ),
+        (
+            "assistant-tier-updates",
+            NetworkKind::Isolated,
+            &["zeroclaw-updates", "assistant-secret-broker", "assistant-egress-auditor", "assistant-channel-bridge"],
+        ),
     ] {
         assert_eq!(desired.network(network).unwrap().kind, kind, "{network}");
         assert_eq!(members(&desired, network), names(on_it), "{network}");
@@ -79,15 +109,27 @@ fn every_connection_is_a_written_one() {
             Peer::Vm => "VM".to_owned(),
         };
         let protocol = if flow.protocol == Protocol::Tcp { "tcp" } else { "udp" };
-        format!("{} > {} {protocol} {} @ {}", end(&flow.from), end(&flow.to), flow.port, flow.network.trim_start_matches("assistant-"))
+        format!(
+            "{} > {} {protocol} {} @ {}",
+            end(&flow.from),
+            end(&flow.to),
+            flow.port,
+            flow.network.trim_start_matches("assistant-")
+        )
     };
     let flows: BTreeSet<String> = desired.flows.iter().map(line).collect();
     let mut expected = names(&[
-        "VM > nats tcp 4222 @ bus", "VM > otel-collector tcp 4317 @ telemetry", "VM > jaeger tcp 16686 @ telemetry",
-        "egress-auditor > jaeger tcp 16686 @ telemetry", "otel-collector > jaeger tcp 4317 @ telemetry",
-        "secret-broker > squid tcp 3128 @ transit", "channel-bridge > squid tcp 3128 @ transit",
-        "squid > egress-auditor tcp 7512 @ transit", "mcp-tasks-marvin > secret-broker tcp 10255 @ tools-tasks",
-        "secret-broker > mcp-tasks-marvin tcp 8811 @ tools-tasks", "mcp-tasks-marvin > egress-auditor udp 53 @ tools-tasks",
+        "VM > nats tcp 4222 @ bus",
+        "VM > otel-collector tcp 4317 @ telemetry",
+        "VM > jaeger tcp 16686 @ telemetry",
+        "egress-auditor > jaeger tcp 16686 @ telemetry",
+        "otel-collector > jaeger tcp 4317 @ telemetry",
+        "secret-broker > squid tcp 3128 @ transit",
+        "channel-bridge > squid tcp 3128 @ transit",
+        "squid > egress-auditor tcp 7512 @ transit",
+        "mcp-tasks-marvin > secret-broker tcp 10255 @ tools-tasks",
+        "secret-broker > mcp-tasks-marvin tcp 8811 @ tools-tasks",
+        "mcp-tasks-marvin > egress-auditor udp 53 @ tools-tasks",
         "mcp-tasks-marvin > egress-auditor tcp 53 @ tools-tasks",
     ]);
     for service in ["secret-broker", "egress-auditor", "channel-bridge"] {
@@ -118,16 +160,28 @@ fn every_connection_is_a_written_one() {
 fn what_every_container_has() {
     let desired = Stack::with_tiers(TWO).desired();
     let order: Vec<&str> = desired.containers.iter().map(|container| container.name.as_str()).collect();
-    assert_eq!(order, [
-        "assistant-nats", "assistant-jaeger", "assistant-otel-collector", "assistant-egress-auditor", "assistant-squid",
-        "assistant-secret-broker", "mcp-tasks-marvin", "zeroclaw-tasks", "zeroclaw-updates", "assistant-channel-bridge",
-    ]);
+    assert_eq!(
+        order,
+        [
+            "assistant-nats",
+            "assistant-jaeger",
+            "assistant-otel-collector",
+            "assistant-egress-auditor",
+            "assistant-squid",
+            "assistant-secret-broker",
+            "mcp-tasks-marvin",
+            "zeroclaw-tasks",
+            "zeroclaw-updates",
+            "assistant-channel-bridge",
+        ]
+    );
     let mut addresses = BTreeSet::new();
     for container in &desired.containers {
         let name = &container.name;
         assert!(container.uid >= 8700 && container.gid >= 8700, "{name} is no system user");
         assert!(container.cap_add.is_empty(), "{name}");
-        let sysctl = |wanted: &str| container.sysctls.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str());
+        let sysctl =
+            |wanted: &str| container.sysctls.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str());
         assert_eq!(sysctl("net.ipv4.ip_forward"), Some("0"), "{name}");
         assert_eq!(sysctl("net.ipv6.conf.all.disable_ipv6"), Some("1"), "{name}");
         assert!(container.sysctls.is_sorted(), "{name}");
@@ -150,7 +204,11 @@ fn what_every_container_has() {
         for mount in &container.mounts {
             if let MountSource::Bind(path) = &mount.source {
                 let rendered = path.starts_with(format!("{}/state/render/{name}", path_root(path)));
-                assert!(rendered || container.control.as_ref().is_some_and(|control| control.path == *path), "{name}: {}", path.display());
+                assert!(
+                    rendered || container.control.as_ref().is_some_and(|control| control.path == *path),
+                    "{name}: {}",
+                    path.display()
+                );
                 assert!(mount.read_only || !rendered, "{name}: {}", path.display());
             }
         }
@@ -159,7 +217,9 @@ fn what_every_container_has() {
     let gate = &desired.gates[0];
     assert!(gate.listen.ip().is_loopback());
     assert_eq!(gate.target.to_string(), "10.87.1.5:4222");
-    assert!(matches!(&desired.container("assistant-squid").unwrap().ready, Ready::LogLine { needle } if needle == "Accepting SSL bumped"));
+    assert!(
+        matches!(&desired.container("assistant-squid").unwrap().ready, Ready::LogLine { needle } if needle == "Accepting SSL bumped")
+    );
 }
 
 fn path_root(path: &std::path::Path) -> String {

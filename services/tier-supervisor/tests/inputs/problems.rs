@@ -45,7 +45,10 @@ volumes: {}
     .problems();
     let expected = [
         ("tiers.yaml:3:5: a tier has no field \"identiy\"", "did you mean \"identity\"?"),
-        ("tiers.yaml:8:41: evil.example is not on the allowlist, and a tier can only narrow it", "add evil.example to squid/allowlist.txt, or remove it here"),
+        (
+            "tiers.yaml:8:41: evil.example is not on the allowlist, and a tier can only narrow it",
+            "add evil.example to squid/allowlist.txt, or remove it here",
+        ),
         ("tiers.yaml:10:15: the tier has no such MCP server", "did you mean \"marvin\"?"),
         ("tiers.yaml:6:5: a tier with identity: null has no credentials", "give the tier an identity"),
         ("tiers.yaml:11:11: there are two tiers with the name tasks", "rename one"),
@@ -81,7 +84,10 @@ fn single_problems() {
         (replace("secret: marvin_api_key", "placeholder: x"), "this credential names no secret"),
         (replace("header: X-API-Token", "header: Host"), "this header cannot carry a secret"),
         (replace("header: X-API-Token", "template: x"), "does not say where the secret goes"),
-        (replace("header: X-API-Token", "header: X-API-Token\n        template: Bearer"), "a template holds {} exactly once"),
+        (
+            replace("header: X-API-Token", "header: X-API-Token\n        template: Bearer"),
+            "a template holds {} exactly once",
+        ),
         (replace("[serv.amazingmarvin.com]", "[]"), "this credential names no host"),
         (replace("[serv.amazingmarvin.com]", "[.amazingmarvin.com]"), ".amazingmarvin.com is not on the allowlist"),
         (replace("[serv.amazingmarvin.com]", "[model.drill.example]"), "includes a host of the model route"),
@@ -91,10 +97,22 @@ fn single_problems() {
         (replace("server: marvin", "server: marvins"), "the tier has no such MCP server"),
         (replace("[get_tasks]", "['*']"), "an item of \"allow\" is not usable"),
         (replace("[get_tasks]", "[get_tasks, get_tasks]"), "has this item twice"),
-        (replace("    mcp: true\n", "    mcp: true\n    model: {name: assistent}\n"), "there is no such model; did you mean \"assistant\"?"),
-        (replace("    mcp: true\n", "    mcp: true\n    channels: [telegram]\n"), "channels other than the terminal are not supported yet"),
-        (replace("    mcp: true\n", "    mcp: true\n    image: zeroclaw:v9.9.9\n"), "this image is not on this machine"),
-        (replace("    mcp: true\n", "    mcp: true\n    egress: {host: [serv.amazingmarvin.com]}\n"), "\"egress\" has no field \"host\"; did you mean \"hosts\"?"),
+        (
+            replace("    mcp: true\n", "    mcp: true\n    model: {name: assistent}\n"),
+            "there is no such model; did you mean \"assistant\"?",
+        ),
+        (
+            replace("    mcp: true\n", "    mcp: true\n    channels: [telegram]\n"),
+            "channels other than the terminal are not supported yet",
+        ),
+        (
+            replace("    mcp: true\n", "    mcp: true\n    image: zeroclaw:v9.9.9\n"),
+            "this image is not on this machine",
+        ),
+        (
+            replace("    mcp: true\n", "    mcp: true\n    egress: {host: [serv.amazingmarvin.com]}\n"),
+            "\"egress\" has no field \"host\"; did you mean \"hosts\"?",
+        ),
         (replace("    mcp: true\n", "    mcp: true\n    mcp: false\n"), "duplicated key in mapping"),
     ] {
         let problems = Stack::with_tiers(&text).problems();
@@ -111,7 +129,10 @@ fn secrets_files_must_be_there_private_and_full() {
     let path = stack.settings.state_dir.join("secrets/marvin_api_key");
     write(&path, "hunter2hunter2", 0o644);
     let problems = stack.problems().join("\n");
-    assert!(problems.contains("tiers.yaml:7:9: secret marvin_api_key cannot be used") && problems.contains("chmod 600"), "{problems}");
+    assert!(
+        problems.contains("tiers.yaml:7:9: secret marvin_api_key cannot be used") && problems.contains("chmod 600"),
+        "{problems}"
+    );
     assert!(!problems.contains("hunter2"), "{problems}");
     write(&path, "", 0o600);
     assert!(stack.problems().join("\n").contains("is empty"));
@@ -121,14 +142,27 @@ fn secrets_files_must_be_there_private_and_full() {
     assert!(problems.contains("sudo install -m 600 /dev/stdin state/secrets/marvin_api_key"), "{problems}");
     stack.secret("marvin_api_key", "x");
     std::fs::remove_file(stack.settings.state_dir.join("secrets/model_api_key")).unwrap();
-    assert!(stack.problems().join("\n").contains("secret model_api_key (\"model.key_secret\" in supervisor.json) is missing"));
+    assert!(
+        stack
+            .problems()
+            .join("\n")
+            .contains("secret model_api_key (\"model.key_secret\" in supervisor.json) is missing")
+    );
 }
 
 #[test]
 fn a_secret_pasted_anywhere_is_never_repeated() {
     let secret = "Xy9+hunter2/Zq";
     for at in [
-        "marvin_api_key", "serv.amazingmarvin.com", "X-API-Token", "get_tasks", "3001", "identity", "tasks", "true", "marvin,",
+        "marvin_api_key",
+        "serv.amazingmarvin.com",
+        "X-API-Token",
+        "get_tasks",
+        "3001",
+        "identity",
+        "tasks",
+        "true",
+        "marvin,",
     ] {
         let problems = Stack::with_tiers(&TASKS.replace(at, secret)).problems();
         assert!(!problems.is_empty(), "{at}");
@@ -141,14 +175,18 @@ fn wrong_mcp_folders() {
     let stack = Stack::with_tiers(TASKS);
     std::fs::remove_file(stack.dir.path().join("mcp")).unwrap();
     let folder = stack.dir.path().join("mcp/tasks");
-    write(&folder.join("catalogs/catalog.yaml"), "registry:
+    write(
+        &folder.join("catalogs/catalog.yaml"),
+        "registry:
   marvin:
     image: zeroclaw/amazing-marvin:local
     type: remote
     secrets:
       - {name: marvin_api_key, env: PATH}
       - {name: second_key, env: SECOND_KEY}
-", 0o644);
+",
+        0o644,
+    );
     write(&folder.join("registry.yaml"), "registry:\n  marvin: {ref: x}\n  marvim: {}\n", 0o644);
     write(&folder.join("config.yaml"), "marvin: {}\n", 0o644);
     write(&folder.join("secrets.env"), "marvin_api_key=kD93hunter2\n", 0o644);
@@ -163,7 +201,10 @@ fn wrong_mcp_folders() {
         ("mcp/tasks/catalogs/catalog.yaml:7:16", "secret \"second_key\" of server marvin has no placeholder"),
         ("mcp/tasks/catalogs/catalog.yaml:1:1", "the image of server marvin is not on this machine"),
     ] {
-        assert!(problems.iter().any(|problem| problem.starts_with(file) && problem.contains(what)), "{file} {what}\nnot in {problems:#?}");
+        assert!(
+            problems.iter().any(|problem| problem.starts_with(file) && problem.contains(what)),
+            "{file} {what}\nnot in {problems:#?}"
+        );
     }
     assert!(problems.iter().all(|problem| !problem.contains("hunter2")), "{problems:#?}");
     assert_eq!(problems.len(), 8, "nothing is blamed on tiers.yaml: {problems:#?}");

@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_nats::{Client, ConnectOptions};
 use futures::StreamExt;
 use serde_json::Value;
-use tier_supervisor::desired::{Content, ContainerSpec, Desired};
+use tier_supervisor::desired::{ContainerSpec, Content, Desired};
 use tier_supervisor::prepare::Inputs;
 use tokio::sync::mpsc;
 
@@ -27,7 +27,8 @@ fn program(variable: &str) -> Option<PathBuf> {
 /// Writes a container's /etc/assistant into a directory.
 fn unpack(spec: &ContainerSpec, to: &Path) {
     for file in &spec.files {
-        let Ok(inside) = file.path.strip_prefix(file.path.ancestors().find(|path| path.ends_with("etc")).unwrap_or(Path::new("/")))
+        let Ok(inside) =
+            file.path.strip_prefix(file.path.ancestors().find(|path| path.ends_with("etc")).unwrap_or(Path::new("/")))
         else {
             continue;
         };
@@ -71,7 +72,9 @@ fn check(root: &Value, schema: &Value, value: &Value, path: &str, unknown: &mut 
             for (key, field) in fields {
                 let path = format!("{path}.{key}");
                 let known = alternatives.iter().find_map(|schema| {
-                    schema["properties"].get(key).or_else(|| schema.get("additionalProperties").filter(|more| more.is_object()))
+                    schema["properties"]
+                        .get(key)
+                        .or_else(|| schema.get("additionalProperties").filter(|more| more.is_object()))
                 });
                 match known {
                     Some(schema) => check(root, schema, field, &path, unknown),
@@ -127,7 +130,10 @@ fn squid_accepts_its_configuration() {
         assert!(output.status.success(), "{said}");
         let bad = said.lines().filter(|line| ["FATAL", "ERROR", "WARNING"].iter().any(|bad| line.contains(bad)));
         // RFC 9110 wants Via; here nobody upstream is told about the proxy.
-        assert_eq!(bad.filter(|line| !line.contains("requires the use of Via")).collect::<Vec<_>>(), Vec::<&str>::new());
+        assert_eq!(
+            bad.filter(|line| !line.contains("requires the use of Via")).collect::<Vec<_>>(),
+            Vec::<&str>::new()
+        );
         write(&path, &conf.replace("http_access deny all", "http_access deny nobody all"), 0o644);
         assert!(!Command::new(&squid).args(["-k", "parse", "-f"]).arg(&path).output().unwrap().status.success());
     }
@@ -226,12 +232,34 @@ async fn nats_keeps_each_service_to_its_subjects() {
     supervisor.flush().await.unwrap();
 
     for (user, may, may_not) in [
-        ("secret-broker", &["egress.denied.tasks", "secret.injected.tasks", "tool.called.tasks"][..],
-         &["turn.started.tasks", "channel.replied.tasks", "approval.decided.tasks", "floor.checked.stack", "$JS.API.STREAM.DELETE.EVENTS", "_INBOX_channel-bridge.x"][..]),
-        ("egress-auditor", &["egress.denied.tasks", "$JS.ACK.EVENTS.auditor.1.1.1.1.0"],
-         &["secret.injected.tasks", "turn.ended.tasks", "$JS.API.STREAM.DELETE.EVENTS", "$JS.API.CONSUMER.MSG.NEXT.INBOX.bridge", "$JS.ACK.INBOX.bridge.1.1.1.1.0"]),
-        ("channel-bridge", &["turn.started.tasks", "channel.received.tasks", "approval.decided.tasks"],
-         &["egress.denied.tasks", "egress.allowed.tasks", "secret.injected.tasks", "tier.changed.tasks"]),
+        (
+            "secret-broker",
+            &["egress.denied.tasks", "secret.injected.tasks", "tool.called.tasks"][..],
+            &[
+                "turn.started.tasks",
+                "channel.replied.tasks",
+                "approval.decided.tasks",
+                "floor.checked.stack",
+                "$JS.API.STREAM.DELETE.EVENTS",
+                "_INBOX_channel-bridge.x",
+            ][..],
+        ),
+        (
+            "egress-auditor",
+            &["egress.denied.tasks", "$JS.ACK.EVENTS.auditor.1.1.1.1.0"],
+            &[
+                "secret.injected.tasks",
+                "turn.ended.tasks",
+                "$JS.API.STREAM.DELETE.EVENTS",
+                "$JS.API.CONSUMER.MSG.NEXT.INBOX.bridge",
+                "$JS.ACK.INBOX.bridge.1.1.1.1.0",
+            ],
+        ),
+        (
+            "channel-bridge",
+            &["turn.started.tasks", "channel.received.tasks", "approval.decided.tasks"],
+            &["egress.denied.tasks", "egress.allowed.tasks", "secret.injected.tasks", "tier.changed.tasks"],
+        ),
         ("operator", &[], &["egress.denied.tasks", "nothing.else", "approval.decided.tasks", "_INBOX_operator.x"]),
     ] {
         let (client, mut violations) = server.connect_and_watch(&inputs, user).await;

@@ -5,6 +5,9 @@ use std::net::Ipv4Addr;
 pub(crate) type Mac = [u8; 6];
 
 pub(crate) const BROADCAST: Mac = [0xff; 6];
+pub(crate) const TCP: u8 = 6;
+pub(crate) const UDP: u8 = 17;
+pub(crate) const ICMP: u8 = 1;
 pub(crate) const SYN: u8 = 0x02;
 pub(crate) const ACK: u8 = 0x10;
 

@@ -2,9 +2,7 @@
 
 use super::super::{ContainerSpec, Content, DesiredError, Mount, MountSource, Role, VolumeSpec};
 use super::{DATA, Parts, limits, server_name};
-use crate::addresses::{
-    self, BUS, HOST_AUDITOR, HOST_BRIDGE, HOST_BROKER, MODELS, TELEMETRY, TRANSIT,
-};
+use crate::addresses::{self, BUS, HOST_AUDITOR, HOST_BRIDGE, HOST_BROKER, MODELS, TELEMETRY, TRANSIT};
 use crate::render;
 
 const UID_BROKER: u32 = 8701;
@@ -53,7 +51,8 @@ pub(super) fn secret_broker(parts: &Parts<'_>) -> Made {
         }
     }
     for secret in &broker.secrets {
-        let sha256 = parts.material.secrets.get(secret).ok_or(DesiredError::Missing { what: "the hash of a secret" })?;
+        let sha256 =
+            parts.material.secrets.get(secret).ok_or(DesiredError::Missing { what: "the hash of a secret" })?;
         let source = parts.settings.secret_file(secret);
         parts.private(&mut spec, &format!("secrets/{secret}"), Content::CopyOf { source, sha256: sha256.clone() });
     }
@@ -81,12 +80,7 @@ pub(super) fn channel_bridge(parts: &Parts<'_>) -> Made {
     Ok((spec, vec![volume]))
 }
 
-fn tier_networks(
-    parts: &Parts<'_>,
-    spec: &mut ContainerSpec,
-    host: u8,
-    tools_too: bool,
-) -> Result<(), DesiredError> {
+fn tier_networks(parts: &Parts<'_>, spec: &mut ContainerSpec, host: u8, tools_too: bool) -> Result<(), DesiredError> {
     for tier in &parts.config.tiers {
         parts.attach(spec, &addresses::tier_network(&tier.name), host)?;
         if tools_too && !tier.servers.is_empty() {

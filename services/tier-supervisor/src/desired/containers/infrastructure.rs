@@ -4,9 +4,7 @@ use assistant_proto::config::{JAEGER_PORT, NATS_PORT, OTLP_PORT};
 
 use super::super::{ASSISTANT_GID, ContainerSpec, DesiredError, Ready, Role, VolumeSpec};
 use super::{DATA, ETC, Parts, limits, plain};
-use crate::addresses::{
-    BUS, EGRESS, HOST_COLLECTOR, HOST_JAEGER, HOST_NATS, HOST_SQUID, TELEMETRY, TRANSIT,
-};
+use crate::addresses::{BUS, EGRESS, HOST_COLLECTOR, HOST_JAEGER, HOST_NATS, HOST_SQUID, TELEMETRY, TRANSIT};
 use crate::render;
 
 const UID_SQUID: u32 = 8704;
@@ -18,8 +16,7 @@ type Made = Result<(ContainerSpec, Vec<VolumeSpec>), DesiredError>;
 
 pub(super) fn nats(parts: &Parts<'_>) -> Made {
     let image = parts.image("nats")?;
-    let mut spec =
-        parts.container("assistant-nats", Role::Nats, image, UID_NATS, ASSISTANT_GID, limits(512, 128, 20));
+    let mut spec = parts.container("assistant-nats", Role::Nats, image, UID_NATS, ASSISTANT_GID, limits(512, 128, 20));
     let address = parts.attach(&mut spec, BUS, HOST_NATS)?;
     spec.entrypoint = Some(vec!["/usr/local/bin/nats-server".to_owned()]);
     spec.command = vec!["-c".to_owned(), format!("{ETC}/nats.conf")];

@@ -19,11 +19,8 @@ pub(super) fn agent(parts: &Parts<'_>, tier: &Tier) -> Made {
     let name = agent_name(&tier.name)?;
     let image =
         parts.images.reference(&tier.image).ok_or(DesiredError::Missing { what: "the image of an agent" })?.to_owned();
-    let limits = Limits {
-        memory_bytes: tier.limits.memory_bytes,
-        pids: tier.limits.pids,
-        nano_cpus: tier.limits.nano_cpus,
-    };
+    let limits =
+        Limits { memory_bytes: tier.limits.memory_bytes, pids: tier.limits.pids, nano_cpus: tier.limits.nano_cpus };
     let mut spec = parts.container(name.as_str(), Role::Agent, image, UID_AGENT, UID_AGENT, limits);
     spec.tier = Some(tier.name.clone());
     spec.inert_default_route = true;
