@@ -13,15 +13,18 @@ Without a stage, all but the last run, in this order. Everything that is compile
 ${XDG_CACHE_HOME:-~/.cache}/secure-assistant-stack, so the second run is much shorter than the first.
 
   packages    what the checks need on this machine (apt; only as root)
-  tools       nats-server, nats, grpcurl and cargo-deny, built from their published sources
+  tools       nats-server, nats, grpcurl, cargo-deny, ZeroClaw and the OpenTelemetry collector, built from their
+              published sources
   format      cargo fmt --check
   lint        clippy over the workspace with warnings denied; shellcheck over the scripts
   deny        cargo-deny: bans, licences, sources
-  unit        tests of every crate, service tests against a real nats-server included
+  unit        tests of every crate, service tests against a real nats-server, ZeroClaw and collector included; as root
+              also those that make network namespaces
   system      as root: deploy/up.sh --drill, the scenarios against the running stack, up again, down, leftovers
   advisories  cargo-deny: known vulnerabilities; SKIPPED where the database cannot be reached. Not part of a plain run
 
-The last line says how many checks and tests passed and failed; the exit status is 0 when none failed.
+The last line says how many checks and tests passed and failed; the exit status is 0 when none failed. What could not run
+here is named SKIPPED, and counted apart.
 USAGE
 }
 
@@ -86,10 +89,14 @@ skip() { # <name> <why>
   printf 'SKIPPED: %s: %s\n' "$1" "$2"
 }
 
+# Reasons for which a test may say SKIPPED. Everything else is at hand in a run of this script, and then skipping hides a
+# hole. Squid exists only in its image; the `system` stage starts it with what is rendered.
+may_skip='^(needs root, |ASSISTANT_SQUID_BIN is not set$|this machine is set up for a live stack$)'
+
 # A run of test programs, counted test by test. One that ends without a result (it did not compile, or was killed) counts
-# as one failure.
+# as one failure. A test that says SKIPPED counts as skipped, though its program calls it passed.
 check_tests() { # <name> <command>...
-  local name=$1 status=0 good bad
+  local name=$1 status=0 good bad left_out line
   shift
   printf -- '--- %s\n' "$name"
   set +e
@@ -107,7 +114,15 @@ check_tests() { # <name> <command>...
     bad=1
     failures+=("$name ran no test")
   fi
-  passed=$((passed + good))
+  sed -n 's/^.*SKIPPED: //p' "$work/output" | LC_ALL=C sort >"$work/skipped"
+  while IFS= read -r line; do
+    bad=$((bad + 1))
+    good=$((good - 1))
+    failures+=("$name skipped a test that could run: $line")
+  done < <(grep -Ev "$may_skip" "$work/skipped" || true)
+  left_out=$(grep -Ec "$may_skip" "$work/skipped" || true)
+  skipped=$((skipped + left_out))
+  passed=$((passed + good - left_out))
   failed=$((failed + bad))
   while IFS= read -r line; do failures+=("$line"); done < <(sed -n 's/^test \(.*\) \.\.\. FAILED$/\1/p' "$work/output" | LC_ALL=C sort -u)
   ok=
@@ -140,14 +155,41 @@ build_test_tools() {
   build_nats_cli
   build_grpcurl
   build_cargo_deny
+  build_zeroclaw
+  build_otelcol
+}
+
+# The programs that tests of the workspace start, and the variables that name them there.
+test_programs() {
+  printf '%s\n' "ASSISTANT_NATS_SERVER_BIN=$TOOLS/$(tool_nats_server)/bin/nats-server" \
+    "ASSISTANT_ZEROCLAW_BIN=$TOOLS/$(tool_zeroclaw)/bin/zeroclaw" \
+    "ASSISTANT_OTELCOL_BIN=$TOOLS/$(tool_otelcol)/bin/otel-collector"
+}
+
+test_programs_are_there() {
+  local program
+  while IFS= read -r program; do
+    [ -x "${program#*=}" ] || return 1
+  done < <(test_programs)
 }
 
 stage_tools() { check "tools" build_test_tools; }
 
-stage_format() { check "cargo fmt" workspace_cargo fmt --all --check; }
+# A check that is part of the toolchain; the pinned one, for machines without a new enough Rust, is only the compiler.
+check_component() { # <name> <cargo command> <arguments>...
+  local name=$1
+  shift
+  if workspace_cargo "$1" --version >/dev/null 2>&1; then
+    check "$name" workspace_cargo "$@"
+  else
+    skip "$name" "the toolchain has no cargo $1"
+  fi
+}
+
+stage_format() { check_component "cargo fmt" fmt --all --check; }
 
 stage_lint() {
-  check "clippy" workspace_cargo clippy --workspace --all-targets --all-features --profile ci --locked -- -D warnings
+  check_component "clippy" clippy --workspace --all-targets --all-features --profile ci --locked -- -D warnings
   if ! command -v shellcheck >/dev/null 2>&1; then
     skip shellcheck "it is not installed"
     return 0
@@ -175,9 +217,21 @@ stage_advisories() {
 }
 
 stage_unit() {
-  [ -d "$TOOLS/$(tool_nats_server)" ] || stage_tools
+  local programs
+  test_programs_are_there || stage_tools
+  mapfile -t programs < <(test_programs)
   PATH="$(tools_path):$PATH:/usr/sbin:/sbin" check_tests "unit and service tests" \
-    workspace_cargo test --workspace --profile ci --locked --no-fail-fast
+    with_cargo CARGO_TARGET_DIR="$RUST_TARGET" "${programs[@]}" -- test --workspace --profile ci --locked --no-fail-fast
+  # Behind sudo the operator compiles and runs the tests, but only root may make network namespaces.
+  if [ "$(id -u)" -eq 0 ] && [ "$OPERATOR_UID" -ne 0 ]; then
+    check_tests "kernel tests, as root" run_kernel_tests
+  fi
+}
+
+run_kernel_tests() {
+  workspace_cargo test --profile ci --locked -p tier-supervisor --test kernel --no-run \
+    --message-format json-render-diagnostics >"$work/messages"
+  (cd services/tier-supervisor && "$(sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' "$work/messages" | tail -n 1)")
 }
 
 # Which containers run, and since when: what a second `up` must not change.
@@ -199,7 +253,6 @@ up_again() {
     return 1
   fi
   echo "the second start took $((SECONDS - started)) s"
-  [ $((SECONDS - started)) -le 60 ] || { echo "which is more than 60 s"; return 1; }
 }
 
 # What the stack leaves behind when it is down: must be nothing.
@@ -222,16 +275,17 @@ leftovers() {
 build_scenarios() {
   workspace_cargo test --profile ci --locked -p assistant-tests --features system --test '*' --no-run \
     --message-format json-render-diagnostics >"$work/messages"
-  jq -r 'select(.reason == "compiler-artifact" and .profile.test and .executable != null) | .executable' "$work/messages" >"$work/scenarios"
-  [ -s "$work/scenarios" ]
+  jq -r 'select(.reason == "compiler-artifact" and .profile.test and .executable != null) | "\(.target.name) \(.executable)"' \
+    "$work/messages" >"$work/scenarios"
+  grep -q '^machine ' "$work/scenarios"
+  grep -q '^system ' "$work/scenarios"
 }
 
-run_scenarios() {
-  local program status=0
-  while IFS= read -r program; do
-    (cd tests && PATH="$(tools_path):$PATH:/usr/sbin:/sbin" timeout 2400 "$program" --test-threads 1) || status=$?
-  done <"$work/scenarios"
-  return "$status"
+run_scenarios() { # <test target>
+  local program
+  program=$(sed -n "s/^$1 //p" "$work/scenarios")
+  cd tests
+  PATH="$(tools_path):$PATH:/usr/sbin:/sbin" timeout 2400 "$program" --test-threads 1
 }
 
 show_state() {
@@ -251,14 +305,14 @@ stage_system() {
   fi
   check "clean up what a run that was cut off left" bash deploy/down.sh
   [ -n "$ok" ] || return 0
+  check "build the scenarios" build_scenarios
+  [ -n "$ok" ] || return 0
+  check_tests "a machine that is not as it should be" run_scenarios machine
   stack_started=1
   check "deploy/up.sh --drill" bash deploy/up.sh --drill
   if [ -n "$ok" ]; then
-    check "build the scenarios" build_scenarios
-    if [ -n "$ok" ]; then
-      check_tests "scenarios" run_scenarios
-      [ -n "$ok" ] || show_state
-    fi
+    check_tests "scenarios" run_scenarios system
+    [ -n "$ok" ] || show_state
     check "deploy/up.sh --drill again changes nothing" up_again
   else
     show_state

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic")]
 
 mod approval;
+mod bad_input;
 mod brokered;
 mod denied;
 mod neighbours;

@@ -1,7 +1,9 @@
-//! Streams and consumers on a real nats-server, found on the PATH (`tests/run.sh unit` puts it there).
+//! Streams and consumers on a real nats-server: `$ASSISTANT_NATS_SERVER_BIN` (`tests/run.sh unit` sets it), or else the
+//! one on the PATH.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -26,9 +28,14 @@ impl Drop for Server {
     }
 }
 
+#[allow(clippy::disallowed_methods, reason = "which programs are at hand is the environment's to say")]
+fn program() -> OsString {
+    std::env::var_os("ASSISTANT_NATS_SERVER_BIN").unwrap_or_else(|| "nats-server".into())
+}
+
 async fn server() -> Server {
     let dir = tempfile::tempdir().unwrap();
-    let child = Command::new("nats-server")
+    let child = Command::new(program())
         .args(["-a", "127.0.0.1", "-p", "-1", "-js", "-sd"])
         .arg(dir.path().join("store"))
         .arg("--ports_file_dir")
@@ -37,7 +44,7 @@ async fn server() -> Server {
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
-        .expect("nats-server is on the PATH; `tests/run.sh tools` builds it");
+        .expect("nats-server is on the PATH or named by ASSISTANT_NATS_SERVER_BIN; `tests/run.sh tools` builds it");
     let url = url(dir.path(), child.id()).await;
     Server { child, _dir: dir, url }
 }

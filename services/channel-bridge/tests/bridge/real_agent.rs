@@ -1,7 +1,9 @@
 //! The same bridge against the real ZeroClaw 0.8.7, with a double of the model: shows that the double of the gateway
-//! does not lie. Needs the binary at `$ASSISTANT_ZEROCLAW_BIN`; loopback only.
+//! does not lie. Loopback only. The binary is `$ASSISTANT_ZEROCLAW_BIN`; where that is not set the test says SKIPPED, which
+//! `tests/run.sh` takes for a failure: it sets it.
 
-use std::path::Path;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 
@@ -124,7 +126,7 @@ max_sessions = 50
     )
 }
 
-fn zeroclaw(binary: &str, home: &Path) -> Child {
+fn zeroclaw(binary: &Path, home: &Path) -> Child {
     Command::new(binary)
         .arg("daemon")
         .env_clear()
@@ -155,9 +157,12 @@ async fn send(bridge: &ChannelBridge, text: &str) -> Updates {
 
 #[tokio::test]
 #[allow(clippy::disallowed_methods, reason = "the binary's place is the one thing this test is told")]
-#[ignore = "needs ASSISTANT_ZEROCLAW_BIN, the real agent"]
 async fn a_real_agent_answers_asks_and_remembers() {
-    let binary = std::env::var("ASSISTANT_ZEROCLAW_BIN").expect("the path of zeroclaw 0.8.7");
+    let Some(binary) = std::env::var_os("ASSISTANT_ZEROCLAW_BIN").map(PathBuf::from) else {
+        // Past the capture of a test's output: nobody looks into a test that passed.
+        std::io::stderr().write_all(b"SKIPPED: ASSISTANT_ZEROCLAW_BIN is not set\n").unwrap();
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let model_port = listener.local_addr().unwrap().port();

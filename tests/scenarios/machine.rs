@@ -1,0 +1,61 @@
+//! What `deploy/up.sh` says of a machine that is not as it should be. Run while no stack is up.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
+
+use std::io::Write;
+use std::time::Duration;
+
+use assistant_tests::harness::command::{Output, run, run_within};
+use assistant_tests::harness::root;
+
+async fn up(environment: &[(&str, &str)], arguments: &[&str]) -> Output {
+    let script = root().join("deploy/up.sh");
+    let settings: Vec<String> = environment.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let mut all: Vec<&str> = settings.iter().map(String::as_str).collect();
+    all.push(script.to_str().unwrap());
+    all.extend_from_slice(arguments);
+    run_within(Duration::from_secs(300), "env", &all, None).await.unwrap()
+}
+
+fn refused(output: &Output, parts: &[&str]) {
+    assert_ne!(output.status, 0, "{}", output.all());
+    for part in parts {
+        assert!(output.all().contains(part), "{part:?} is missing in: {}", output.all());
+    }
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken() {
+    let _held = std::net::TcpListener::bind("127.0.0.1:4222").unwrap();
+    refused(&up(&[], &["--drill"]).await, &["4222", &std::process::id().to_string()]);
+}
+
+#[tokio::test]
+async fn a_docker_that_does_not_answer() {
+    refused(&up(&[("DOCKER_HOST", "unix:///nowhere.sock")], &["--drill"]).await, &["DOCKER_HOST", "unset"]);
+}
+
+#[tokio::test]
+async fn a_disk_that_is_full() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_str().unwrap();
+    run("mount", &["-t", "tmpfs", "-o", "size=16m", "tmpfs", path]).await.unwrap().ok().unwrap();
+    let output = up(&[("XDG_CACHE_HOME", path)], &["--drill"]).await;
+    run("umount", &[path]).await.unwrap().ok().unwrap();
+    refused(&output, &["GiB free", path]);
+}
+
+#[tokio::test]
+async fn live_without_accounts() {
+    if std::path::Path::new("/etc/assistant/live.json").exists() {
+        // Past the capture of a test's output: nobody looks into a test that passed.
+        std::io::stderr().write_all(b"SKIPPED: this machine is set up for a live stack\n").unwrap();
+        return;
+    }
+    refused(&up(&[], &[]).await, &["live.json"]);
+}
+
+#[tokio::test]
+async fn an_option_that_does_not_exist() {
+    refused(&up(&[], &["--dril"]).await, &["--dril", "--help"]);
+}
