@@ -206,7 +206,7 @@ steps=16
 [ "$mode" = drill ] || steps=15
 install -d -m 755 "$ASSISTANT_STATE"
 ui_plan "$steps" /var/log/assistant
-say "Bringing up the $mode stack. The first time this compiles everything and takes up to an hour and a half on two cores; later it takes seconds."
+say "Bringing up the $mode stack. The first time this compiles everything, which takes long (docs/benchmarks.md); later it takes seconds."
 step "Packages of this machine" packages install_machine_packages
 step "Is everything in order here" preconditions check_preconditions
 step "Docker" docker ensure_docker

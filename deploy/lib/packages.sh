@@ -4,9 +4,9 @@
 # shellcheck shell=bash
 
 # What each is for: nftables kernel table; iproute2, iptables Docker and the drill's routes; mmdebstrap the base images;
-# jq settings; acl the operator's access to control sockets; conntrack cutting flows; gcc and friends the Rust builds;
+# jq settings; acl the operator's access to control sockets; gcc and friends the Rust builds;
 # python3-pip MCP servers; curl and ca-certificates downloads.
-MACHINE_PACKAGES=(ca-certificates curl iproute2 iptables nftables mmdebstrap jq acl conntrack python3 python3-pip
+MACHINE_PACKAGES=(ca-certificates curl iproute2 iptables nftables mmdebstrap jq acl python3 python3-pip
   gcc g++ libc6-dev make pkg-config util-linux procps)
 
 package_installed() { # <package>

@@ -28,7 +28,7 @@ pub enum Step {
 pub fn next(message: &str, results: &[String]) -> Step {
     let mut steps = scripted(message);
     if steps.is_empty() {
-        steps = plain_words(message);
+        steps = plain_words(message, results);
     }
     match steps.into_iter().nth(results.len()) {
         Some(step) => step,
@@ -51,7 +51,7 @@ fn scripted(message: &str) -> Vec<Step> {
         .collect()
 }
 
-fn plain_words(message: &str) -> Vec<Step> {
+fn plain_words(message: &str, results: &[String]) -> Vec<Step> {
     let lower = message.to_lowercase();
     if let Some(url) =
         message.split_whitespace().find(|word| word.starts_with("https://") || word.starts_with("http://"))
@@ -64,11 +64,11 @@ fn plain_words(message: &str) -> Vec<Step> {
     if has(&["profile", "who am i", "account", "secret", "token", "key"]) {
         return vec![
             shell("env"),
-            Step::Say(
-                "That is my whole environment. The only token in it is my own ticket to my own doors; the task \
-                 service's token is not here, and never was. Ask \"what are my tasks\" and it will be used all the same."
-                    .to_owned(),
-            ),
+            Step::Say(format!(
+                "{}\n\nThat is my whole environment. The only token in it is my own ticket to my own doors; the task \
+                 service's token is not here, and never was. Ask \"what are my tasks\" and it will be used all the same.",
+                results.last().map_or("", |shown| shown.trim_end())
+            )),
         ];
     }
     if has(&["task", "today", "todo", "to do"]) {
@@ -109,6 +109,8 @@ mod tests {
     fn plain_words_lead_somewhere() {
         assert!(matches!(next("What are my tasks?", &[]), Step::Tool { name, .. } if name == "get_tasks"));
         assert_eq!(next("fetch https://a.b/';rm$IFS", &[]), shell("curl -sS -m 10 'https://a.b/rmIFS'"));
+        let shown = ["HOME=/x".to_owned()];
+        assert!(matches!(next("show me your secrets", &shown), Step::Say(text) if text.starts_with("HOME=/x")));
         assert!(matches!(next("hello", &[]), Step::Say(text) if text.contains("drill")));
     }
 }
