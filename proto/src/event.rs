@@ -197,6 +197,45 @@ impl Event for EgressDenied {
     }
 }
 
+/// `egress.permitted.<tier>`: a request may leave. Committed before its first byte does, so whatever left is on record
+/// even if the broker ends in between; [`EgressAllowed`] says later what became of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EgressPermitted {
+    /// Whose request it is.
+    pub tier: TierName,
+    /// The container.
+    pub principal: PrincipalName,
+    /// Which door lets it out.
+    pub layer: Layer,
+    /// Where it goes: a host name, or the name of an MCP server.
+    pub host: String,
+    /// Port it goes to.
+    pub port: u16,
+    /// HTTP method, or `tools/call`.
+    pub method: String,
+    /// Path without query, or the tool's name; made harmless.
+    pub path: String,
+    /// Rule that permits it.
+    pub rule: String,
+    /// Secret that is put in on the way, if any. Never the value.
+    pub secret: Option<SecretName>,
+    /// The turn it is attached to.
+    pub turn: Option<TurnId>,
+    /// How sure the attachment is.
+    pub attachment: Attachment,
+    /// 32 hex digits.
+    pub trace_id: String,
+    /// RFC 3339, UTC.
+    pub observed_at: String,
+}
+
+impl Event for EgressPermitted {
+    const TYPE: &'static str = "egress.permitted";
+    fn scope(&self) -> &str {
+        self.tier.as_str()
+    }
+}
+
 /// `egress.allowed.<tier>`: a request left.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EgressAllowed {
@@ -266,7 +305,8 @@ impl Event for SecretInjected {
 }
 
 /// `turn.started.<tier>`: published with a reply inbox; secret-broker and egress-auditor answer [`TurnAcknowledged`]
-/// before the prompt goes to the agent.
+/// before the prompt goes to the agent. While the turn runs it is published again every few seconds, the same but for
+/// the event's id: who hears nothing more takes the turn for over.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TurnStarted {
     /// The tier that will answer.
@@ -279,7 +319,7 @@ pub struct TurnStarted {
     pub channel: String,
     /// Conversation within the channel.
     pub conversation: String,
-    /// RFC 3339, UTC.
+    /// RFC 3339, UTC. The same in every repetition; a later attempt at the same turn has its own.
     pub started_at: String,
 }
 
@@ -312,7 +352,7 @@ pub struct TurnEnded {
     pub trace_id: String,
     /// RFC 3339, UTC.
     pub ended_at: String,
-    /// How long it took, in milliseconds.
+    /// How long it took, in milliseconds; 0 where the turn had ended, or broken off, before this was published.
     pub took_millis: u64,
 }
 
@@ -359,6 +399,8 @@ pub enum ApprovalOutcome {
     TimedOut,
     /// The question never reached anybody.
     Undeliverable,
+    /// The turn that asked was stopped, or ended otherwise, before anybody answered.
+    Withdrawn,
 }
 
 /// `approval.decided.<tier>`.

@@ -78,17 +78,27 @@ pub(crate) async fn open_the_door() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// How a client of the gateway acknowledges what it gets.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Acknowledging {
+    /// As the kernel likes: up to 40 ms later.
+    Lazily,
+    /// At once. ZeroClaw's gateway does not set TCP_NODELAY, so its next small frame waits for that.
+    AtOnce,
+}
+
 /// At the gateway, from the bridge's place.
 ///
 /// # Errors
 /// When the turn fails.
-pub(crate) async fn direct(stack: &Stack) -> anyhow::Result<Turn> {
+pub(crate) async fn direct(stack: &Stack, how: Acknowledging) -> anyhow::Result<Turn> {
     let (gateway, token) = (stack.gateway, secret(&format!("tokens/gateway/{TIER}"))?);
-    let work = move || async move { timeout(DEADLINE, converse(gateway, &token)).await.context("no end in time")? };
+    let work =
+        move || async move { timeout(DEADLINE, converse(gateway, &token, how)).await.context("no end in time")? };
     stack.bridge.run(work).await
 }
 
-async fn converse(gateway: SocketAddrV4, token: &str) -> anyhow::Result<Turn> {
+async fn converse(gateway: SocketAddrV4, token: &str, how: Acknowledging) -> anyhow::Result<Turn> {
     let began = Instant::now();
     let stream = TcpStream::connect(gateway).await?;
     let mut request = format!("ws://{gateway}/acp?agent=default").into_client_request()?;
@@ -97,12 +107,12 @@ async fn converse(gateway: SocketAddrV4, token: &str) -> anyhow::Result<Turn> {
     let (mut socket, _) = tokio_tungstenite::client_async(request, stream).await?;
     let introduction = json!({"protocolVersion": 1, "clientCapabilities": {},
         "clientInfo": {"name": "drill-bench", "version": env!("CARGO_PKG_VERSION")}});
-    call(&mut socket, 0, "initialize", &introduction).await?;
-    let session = call(&mut socket, 1, "session/new", &json!({})).await?.0;
+    call(&mut socket, how, 0, "initialize", &introduction).await?;
+    let session = call(&mut socket, how, 1, "session/new", &json!({})).await?.0;
     let session = session.get("sessionId").and_then(Value::as_str).context("no session")?.to_owned();
     let stands = began.elapsed();
     let prompt = json!({"sessionId": session, "prompt": [{"type": "text", "text": PROMPT}]});
-    let (_, first_text) = call(&mut socket, 2, "session/prompt", &prompt).await?;
+    let (_, first_text) = call(&mut socket, how, 2, "session/prompt", &prompt).await?;
     let end = began.elapsed();
     socket.close(None).await?;
     let first_text = first_text.context("no text")?.saturating_duration_since(began);
@@ -112,6 +122,7 @@ async fn converse(gateway: SocketAddrV4, token: &str) -> anyhow::Result<Turn> {
 /// Calls and waits; also says when the first text came.
 async fn call(
     socket: &mut WebSocketStream<TcpStream>,
+    how: Acknowledging,
     id: u64,
     method: &str,
     params: &Value,
@@ -120,6 +131,10 @@ async fn call(
     socket.send(Message::text(frame.to_string())).await?;
     let mut first_text = None;
     loop {
+        // The kernel forgets it with every packet.
+        if matches!(how, Acknowledging::AtOnce) {
+            socket2::SockRef::from(socket.get_ref()).set_tcp_quickack(true)?;
+        }
         let message = socket.next().await.context("the agent hung up")??;
         let Message::Text(text) = message else { continue };
         let mut frame: Value = serde_json::from_str(text.as_str())?;

@@ -5,25 +5,31 @@
 
 mod chat;
 mod denied;
-mod memory;
+mod parts;
 mod place;
 mod request;
 mod series;
 mod stack;
 mod up_times;
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use assistant_tests::harness::agent;
 use clap::Parser;
 use service_kit::task::Tasks;
 
+use crate::chat::Acknowledging;
 use crate::denied::{Subscriber, WALLS};
 use crate::request::Route;
 use crate::series::{HEAD, Series, row};
 use crate::stack::Stack;
+
+/// Requests whose processor time is counted; the clock behind it ticks every 10 ms.
+const COUNTED: u16 = 1000;
 
 #[derive(Debug, Parser)]
 #[command(version, about = "Measures a drill that is up, and prints tables. Needs root")]
@@ -61,8 +67,11 @@ struct Figures {
     direct_session: Series,
     direct_first: Series,
     direct_end: Series,
+    at_once_end: Series,
     denied: [Series; 4],
     load: Vec<String>,
+    /// For one request, by part: to the task service, to the model.
+    processor: [BTreeMap<String, Duration>; 2],
 }
 
 #[tokio::main]
@@ -99,6 +108,10 @@ async fn bench(arguments: &Arguments) -> anyhow::Result<String> {
             series.add(subscriber.measure(&stack, *wall, usize::from(arguments.denials)).await?);
         }
     }
+    for (figures, [_, _, route]) in figures.processor.iter_mut().zip([&to_task_service, &to_model]) {
+        tracing::info!("processor time of {COUNTED} requests, load {}", load());
+        *figures = processor_time(route).await?;
+    }
     report(&figures, &to_task_service, &to_model).await
 }
 
@@ -123,18 +136,33 @@ async fn measure_turns(
     figures: &mut Figures,
     turns: u16,
 ) -> anyhow::Result<()> {
-    let (mut bridged, mut direct) = (Vec::new(), Vec::new());
+    let (mut bridged, mut direct, mut at_once) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..turns {
         bridged.push(chat::by_bridge(bridge).await?);
         // Within 10 s of that turn, so that what the agent asks of the broker still belongs to one.
-        direct.push(chat::direct(stack).await?);
+        direct.push(chat::direct(stack, Acknowledging::Lazily).await?);
+        at_once.push(chat::direct(stack, Acknowledging::AtOnce).await?.end);
     }
     figures.bridge_first.add(bridged.iter().map(|turn| turn.first_text).collect());
     figures.bridge_end.add(bridged.iter().map(|turn| turn.end).collect());
     figures.direct_session.add(direct.iter().map(|turn| turn.session).collect());
     figures.direct_first.add(direct.iter().map(|turn| turn.first_text).collect());
     figures.direct_end.add(direct.iter().map(|turn| turn.end).collect());
+    figures.at_once_end.add(at_once);
     Ok(())
+}
+
+/// What each part spends on one request of a kept connection, with all that comes of it later.
+async fn processor_time(route: &Route) -> anyhow::Result<BTreeMap<String, Duration>> {
+    chat::open_the_door().await?;
+    let before = parts::processor_time().await?;
+    route.kept(usize::from(COUNTED)).await?;
+    let mut spent = parts::processor_time().await?;
+    for (part, time) in &mut spent {
+        let of_all = time.saturating_sub(before.get(part).copied().unwrap_or_default());
+        *time = of_all / u32::from(COUNTED);
+    }
+    Ok(spent)
 }
 
 fn load() -> String {
@@ -149,21 +177,24 @@ async fn report(figures: &Figures, to_task_service: &[Route; 3], to_model: &[Rou
         [("the task service", to_task_service, &figures.task_service), ("the model", to_model, &figures.model)]
     {
         for (kind, series) in [("a new connection each", &figures.fresh), ("one kept connection", &figures.kept)] {
-            writeln!(page, "Request to {host}, {kind}; each row against the one above\n\n{HEAD}")?;
+            writeln!(page, "Request to {host}, {kind}; each row against the one above\n")?;
+            page.push_str(HEAD);
             let mut above = None;
             for (route, series) in routes.iter().zip(series) {
                 page.push_str(&row(route.name, series, above));
                 above = Some(series);
             }
+            page.push('\n');
         }
     }
     writeln!(
         page,
-        "Chat turn in a new conversation\n\n{HEAD}{}{}{}{}{}",
+        "Chat turn in a new conversation\n\n{HEAD}{}{}{}{}{}{}",
         row("direct: session stands", &figures.direct_session, None),
         row("direct: first text", &figures.direct_first, None),
         row("bridge: first text", &figures.bridge_first, Some(&figures.direct_first)),
         row("direct: end", &figures.direct_end, None),
+        row("direct, acknowledging at once: end", &figures.at_once_end, Some(&figures.direct_end)),
         row("bridge: end", &figures.bridge_end, Some(&figures.direct_end))
     )?;
     page.push_str("From a refused attempt to its event at a subscriber\n\n");
@@ -171,9 +202,18 @@ async fn report(figures: &Figures, to_task_service: &[Route; 3], to_model: &[Rou
     for ((_, name), series) in WALLS.iter().zip(&figures.denied) {
         page.push_str(&row(name, series, None));
     }
+    page.push_str("\nProcessor time of one request on a kept connection, in microseconds\n\n");
+    page.push_str("| part | to the task service | to the model |\n|---|---:|---:|\n");
+    let [to_task_service, to_model] = &figures.processor;
+    for (part, time) in to_task_service {
+        let model = to_model.get(part).copied().unwrap_or_default();
+        writeln!(page, "| {part} | {} | {} |", time.as_micros(), model.as_micros())?;
+    }
+    let all = |times: &BTreeMap<String, Duration>| times.values().sum::<Duration>().as_micros();
+    writeln!(page, "| all | {} | {} |", all(to_task_service), all(to_model))?;
     page.push_str("\nMemory after that\n\n| part | processes | RSS MiB | PSS MiB |\n|---|---:|---:|---:|\n");
     let (mut resident, mut proportional) = (0, 0);
-    for (part, used) in memory::by_part().await? {
+    for (part, used) in parts::by_part().await? {
         resident += used.resident;
         proportional += used.proportional;
         writeln!(page, "| {part} | {} | {} | {} |", used.processes, used.resident / 1024, used.proportional / 1024)?;

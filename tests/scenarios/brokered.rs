@@ -67,16 +67,15 @@ async fn the_token_is_nowhere_in_the_tier() {
             .await
             .unwrap();
         assert_eq!(found.out, "", "{container}: in its files");
-        let processes = run("docker", &["top", container, "-eo", "pid"]).await.unwrap().ok().unwrap();
-        let mut seen = 0;
-        for process in processes.lines().filter_map(|line| line.trim().parse::<u32>().ok()) {
+        for process in processes(container).await {
             for part in ["environ", "cmdline"] {
                 let content = std::fs::read(format!("/proc/{process}/{part}")).unwrap();
                 assert!(!contains(&content, token.as_bytes()), "{container}: in {part} of {process}");
             }
-            seen += scan_memory(process, token.as_bytes(), container);
         }
-        assert!(seen > 0, "control: no memory of {container} was read");
+        let memory = scan(container, token.as_bytes()).await;
+        assert!(memory.bytes > 0, "control: no memory of {container} was read");
+        assert_eq!(memory.found, Vec::<String>::new(), "{container}: in its memory");
     }
     // The same search finds the placeholder, so it would find the token.
     let agent_env = inside(SERVER, &["cat", "/etc/assistant/env"]).await.unwrap().ok().unwrap();
@@ -84,29 +83,76 @@ async fn the_token_is_nowhere_in_the_tier() {
 }
 
 fn contains(haystack: &[u8], needle: &[u8]) -> bool {
-    haystack.windows(needle.len()).any(|window| window == needle)
+    memchr::memmem::find(haystack, needle).is_some()
 }
 
-/// Reads every readable mapping; returns how many bytes it saw.
-fn scan_memory(process: u32, needle: &[u8], container: &str) -> usize {
-    use std::io::{Read, Seek, SeekFrom};
-    let maps = std::fs::read_to_string(format!("/proc/{process}/maps")).unwrap_or_default();
-    let Ok(mut memory) = std::fs::File::open(format!("/proc/{process}/mem")) else { return 0 };
-    let mut seen = 0;
-    for line in maps.lines() {
-        let mut fields = line.split_whitespace();
-        let (Some(range), Some(mode)) = (fields.next(), fields.next()) else { continue };
-        // Writable mappings only: a secret cannot come from a file that was searched already.
-        if !mode.starts_with("rw") || line.contains("[vvar") || line.contains("[vsyscall") {
-            continue;
-        }
-        let Some((from, to)) = range.split_once('-') else { continue };
-        let (Ok(from), Ok(to)) = (u64::from_str_radix(from, 16), u64::from_str_radix(to, 16)) else { continue };
-        let mut bytes = Vec::new();
-        if memory.seek(SeekFrom::Start(from)).is_ok() && (&memory).take(to - from).read_to_end(&mut bytes).is_ok() {
-            seen += bytes.len();
-            assert!(!contains(&bytes, needle), "{container}: in memory of process {process}, {line}");
+#[tokio::test]
+async fn the_token_is_in_no_record_and_no_other_process() {
+    let token = token();
+    let turn = agent::say(TIER, "what are my tasks?").await.unwrap();
+    assert!(turn.reply.contains("Water the plants"), "{turn:?}");
+    let names =
+        run("docker", &["ps", "--format", "{{.Names}}", "--filter", "label=assistant.managed=true"]).await.unwrap();
+    for container in names.ok().unwrap().lines() {
+        let logs = run("docker", &["logs", container]).await.unwrap();
+        assert!(!logs.all().contains(&token), "{container}: in its log");
+        let memory = scan(container, token.as_bytes()).await;
+        assert!(memory.bytes > 0, "control: no memory of {container} was read");
+        if container == "assistant-secret-broker" {
+            assert_ne!(memory.found, Vec::<String>::new(), "control: the search finds it where it must be");
+        } else {
+            assert_eq!(memory.found, Vec::<String>::new(), "{container}: in its memory");
         }
     }
-    seen
+    // Bus, audit store, Squid's log, conversations: whatever lies on a volume.
+    let volumes =
+        run("docker", &["volume", "ls", "-q", "--filter", "name=assistant-drill"]).await.unwrap().ok().unwrap();
+    let mut kept = 0;
+    for volume in volumes.lines() {
+        let place =
+            run("docker", &["volume", "inspect", "--format", "{{.Mountpoint}}", volume]).await.unwrap().ok().unwrap();
+        let found = run("grep", &["-rlsaF", &token, place.trim()]).await.unwrap();
+        assert_eq!(found.out, "", "{volume}");
+        kept += run("grep", &["-rlsaF", &turn.trace_id, place.trim()]).await.unwrap().out.lines().count();
+    }
+    assert!(kept >= 2, "control: the same search finds the turn's trace id on bus and audit store, found {kept}");
+}
+
+/// What a search of memory saw.
+struct Memory {
+    bytes: usize,
+    found: Vec<String>,
+}
+
+async fn processes(container: &str) -> Vec<u32> {
+    let listed = run("docker", &["top", container, "-eo", "pid"]).await.unwrap().ok().unwrap();
+    listed.lines().filter_map(|line| line.trim().parse().ok()).collect()
+}
+
+/// Searches every writable mapping of every process of a container: a secret cannot come from elsewhere than a file
+/// that was searched already.
+async fn scan(container: &str, needle: &[u8]) -> Memory {
+    use std::io::{Read, Seek, SeekFrom};
+    let mut memory = Memory { bytes: 0, found: Vec::new() };
+    for process in processes(container).await {
+        let maps = std::fs::read_to_string(format!("/proc/{process}/maps")).unwrap_or_default();
+        let Ok(mut file) = std::fs::File::open(format!("/proc/{process}/mem")) else { continue };
+        for line in maps.lines() {
+            let mut fields = line.split_whitespace();
+            let (Some(range), Some(mode)) = (fields.next(), fields.next()) else { continue };
+            let Some((from, to)) = range.split_once('-') else { continue };
+            let (Ok(from), Ok(to)) = (u64::from_str_radix(from, 16), u64::from_str_radix(to, 16)) else { continue };
+            if !mode.starts_with("rw") {
+                continue;
+            }
+            let mut bytes = Vec::new();
+            if file.seek(SeekFrom::Start(from)).is_ok() && (&file).take(to - from).read_to_end(&mut bytes).is_ok() {
+                memory.bytes += bytes.len();
+                if contains(&bytes, needle) {
+                    memory.found.push(format!("process {process}, {line}"));
+                }
+            }
+        }
+    }
+    memory
 }

@@ -8,15 +8,23 @@
 //! needs no code of its own, and the agent's MCP connections are always made inside a turn.
 
 use std::net::SocketAddrV4;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures::future::{Either, select};
+use http_body_util::Empty;
+use hyper::client::conn::http1;
+use hyper::header::{CONNECTION, HOST};
+use hyper::{Request, StatusCode};
+use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
+mod large;
 pub mod link;
 pub mod message;
 pub mod permission;
@@ -76,6 +84,9 @@ pub enum AcpError {
     /// A frame was refused.
     #[error("the agent sent something that is not ACP: {0}")]
     Malformed(#[from] Malformed),
+    /// More than any turn needs.
+    #[error("the agent sent more than any turn needs, so it was cut off")]
+    TooMuch,
     /// It answered with an error. The text is the agent's own, made harmless.
     #[error("the agent answered {call} with an error: {text}")]
     Rpc {
@@ -142,24 +153,11 @@ impl Gateway {
     /// When the answer is not 200 or does not come in time.
     pub async fn healthy(&self) -> Result<(), AcpError> {
         let address = self.address;
-        let ask = async {
-            let mut stream = TcpStream::connect(address).await?;
-            let request = format!("GET /health HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-            stream.write_all(request.as_bytes()).await?;
-            let mut line = [0_u8; 12];
-            stream.read_exact(&mut line).await?;
-            Ok(line)
-        };
-        let line = match timeout(CONNECT_DEADLINE, ask).await {
-            Ok(Ok(line)) => line,
-            Ok(Err(source)) => return Err(AcpError::Unreachable { address, source: Some(source) }),
-            Err(_) => return Err(AcpError::Unreachable { address, source: None }),
-        };
-        let status = line.strip_prefix(b"HTTP/1.1 ").and_then(|digits| std::str::from_utf8(digits).ok());
-        match status.and_then(|digits| digits.parse().ok()) {
-            Some(200) => Ok(()),
-            Some(status) => Err(AcpError::Refused { address, status }),
-            None => Err(AcpError::Unreachable { address, source: None }),
+        match timeout(CONNECT_DEADLINE, health(address)).await {
+            Ok(Ok(StatusCode::OK)) => Ok(()),
+            Ok(Ok(status)) => Err(AcpError::Refused { address, status: status.as_u16() }),
+            Ok(Err(source)) => Err(AcpError::Unreachable { address, source: Some(source) }),
+            Err(_) => Err(AcpError::Unreachable { address, source: None }),
         }
     }
 
@@ -187,6 +185,25 @@ impl Gateway {
         };
         Ok((link, features))
     }
+}
+
+/// The status of `GET /health`. The body is not read.
+async fn health(address: SocketAddrV4) -> std::io::Result<StatusCode> {
+    let stream = TcpStream::connect(address).await?;
+    let (mut sender, connection) =
+        http1::handshake::<_, Empty<Bytes>>(TokioIo::new(stream)).await.map_err(std::io::Error::other)?;
+    let request = Request::get("/health")
+        .header(HOST, address.to_string())
+        .header(CONNECTION, "close")
+        .body(Empty::new())
+        .map_err(std::io::Error::other)?;
+    // The connection is driven here rather than in a task of its own: it ends with the call.
+    let response = match select(pin!(sender.send_request(request)), pin!(connection)).await {
+        Either::Left((response, _)) => response,
+        // It ended first; the answer is there, or never comes.
+        Either::Right((_, response)) => response.await,
+    };
+    response.map(|response| response.status()).map_err(std::io::Error::other)
 }
 
 /// What the agent says it can do.
@@ -226,4 +243,48 @@ pub async fn session(link: &mut Link, features: Features, known: Option<String>)
 
 fn is_session_id(id: &str) -> bool {
     (1..=MOST_SESSION_ID).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
+
+    use std::net::SocketAddr;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// Asks a peer that answers these bytes and then leaves, or says nothing more.
+    async fn asked(answer: &'static str, leaves: bool) -> (String, Result<(), AcpError>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let SocketAddr::V4(address) = listener.local_addr().unwrap() else { panic!("not IPv4") };
+        let gateway = Gateway::new(address, Zeroizing::new("secret".to_owned()));
+        let peer = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = vec![0; 1024];
+            let length = stream.read(&mut request).await.unwrap();
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            (String::from_utf8(request[..length].to_vec()).unwrap(), (!leaves).then_some(stream))
+        };
+        let ((request, _stream), health) = tokio::join!(peer, gateway.healthy());
+        (request, health)
+    }
+
+    #[tokio::test]
+    async fn health_is_a_status_and_nothing_else() {
+        for leaves in [true, false] {
+            // A body that never comes is not waited for.
+            let (request, health) = asked("HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n", leaves).await;
+            assert!(health.is_ok(), "{health:?}");
+            assert!(request.starts_with("GET /health HTTP/1.1\r\n") && !request.contains("secret"), "{request}");
+            let (_, health) = asked("HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n", leaves).await;
+            assert!(matches!(health, Err(AcpError::Refused { status: 503, .. })), "{health:?}");
+            let (_, health) = asked("SSH-2.0-OpenSSH_9.2\r\n", leaves).await;
+            assert!(matches!(health, Err(AcpError::Unreachable { source: Some(_), .. })), "{health:?}");
+        }
+        let (_, health) = asked("", true).await;
+        assert!(matches!(health, Err(AcpError::Unreachable { source: Some(_), .. })), "{health:?}");
+    }
 }

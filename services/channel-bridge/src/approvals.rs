@@ -132,7 +132,7 @@ pub struct Question {
     pub person: Person,
     /// What they were asked, made harmless.
     pub action: String,
-    /// SHA-256 of what the agent asked for. The decision carries it back.
+    /// SHA-256 of what the agent asked for. A YES carries it back, to be compared with what is about to be allowed.
     pub fingerprint: [u8; 32],
     /// What the answer has to name.
     pub code: Code,
@@ -189,12 +189,16 @@ pub enum Rejection {
     /// It was open too long.
     #[error("that question expired before the answer came and was rejected")]
     Expired,
+    /// The turn that asked is over.
+    #[error("that question was withdrawn: the turn that asked it is over")]
+    Withdrawn,
 }
 
 #[derive(Debug, Clone, Copy)]
 enum Closed {
     Answered(bool),
     Unanswered,
+    Withdrawn,
 }
 
 /// All questions.
@@ -247,6 +251,7 @@ impl Approvals {
             return rejected(match how {
                 Closed::Answered(approved) => Rejection::Replayed { approved: *approved },
                 Closed::Unanswered => Rejection::Expired,
+                Closed::Withdrawn => Rejection::Withdrawn,
             });
         }
         // Only the person who was asked can use up the attempts: others could else deny in their name.
@@ -263,12 +268,23 @@ impl Approvals {
         Verdict::Rejected { why: Rejection::Wrong { left }, denied }
     }
 
-    /// Closes a question nobody answered, and says what that counts as. None when it is closed already.
-    pub fn close(&mut self, id: &ApprovalId) -> Option<ApprovalOutcome> {
+    /// Closes a question nobody answered in time, and says what that counts as. None when it is closed already.
+    pub fn expire(&mut self, id: &ApprovalId) -> Option<(Question, ApprovalOutcome)> {
+        let question = self.close(id, Closed::Unanswered)?;
+        let outcome = if question.shown { ApprovalOutcome::TimedOut } else { ApprovalOutcome::Undeliverable };
+        Some((question, outcome))
+    }
+
+    /// Closes a question whose turn is over. None when it is closed already.
+    pub fn withdraw(&mut self, id: &ApprovalId) -> Option<(Question, ApprovalOutcome)> {
+        Some((self.close(id, Closed::Withdrawn)?, ApprovalOutcome::Withdrawn))
+    }
+
+    fn close(&mut self, id: &ApprovalId, how: Closed) -> Option<Question> {
         let index = self.open.iter().position(|question| question.id == *id)?;
         let question = self.open.remove(index);
-        self.remember(&question, Closed::Unanswered);
-        Some(if question.shown { ApprovalOutcome::TimedOut } else { ApprovalOutcome::Undeliverable })
+        self.remember(&question, how);
+        Some(question)
     }
 
     fn remember(&mut self, question: &Question, how: Closed) {
@@ -369,7 +385,7 @@ mod tests {
             other => panic!("{other:?}"),
         }
         assert_eq!(say(&mut approvals, &me, "YES 70KM", now), Err(Rejection::Replayed { approved: false }));
-        assert_eq!(approvals.close(&id), None);
+        assert!(approvals.expire(&id).is_none() && approvals.withdraw(&id).is_none());
     }
 
     #[test]
@@ -382,12 +398,29 @@ mod tests {
         assert_eq!(approvals.open_for(&me, late - Duration::from_millis(1)).len(), 1);
         assert!(approvals.open_for(&me, late).is_empty());
         assert_eq!(say(&mut approvals, &me, "YES 70KM", late), Err(Rejection::Expired));
-        assert_eq!(approvals.close(&id), Some(ApprovalOutcome::Undeliverable));
+        assert_eq!(approvals.expire(&id).unwrap().1, ApprovalOutcome::Undeliverable);
         assert_eq!(say(&mut approvals, &me, "YES 70KM", late), Err(Rejection::Expired));
         let id = asked(&mut approvals, "71KM", now);
         approvals.shown(&id);
-        assert_eq!(approvals.close(&id), Some(ApprovalOutcome::TimedOut));
+        assert_eq!(approvals.expire(&id).unwrap().1, ApprovalOutcome::TimedOut);
         assert!(!approvals.is_free(&Code::parse("71KM").unwrap()));
+    }
+
+    #[test]
+    fn withdrawn_is_not_timed_out() {
+        let now = Instant::now();
+        let mut approvals = Approvals::default();
+        for shown in [false, true] {
+            let code = if shown { "70KM" } else { "71KM" };
+            let id = asked(&mut approvals, code, now);
+            if shown {
+                approvals.shown(&id);
+            }
+            assert_eq!(approvals.withdraw(&id).unwrap().1, ApprovalOutcome::Withdrawn);
+            let late = say(&mut approvals, &person("tasks", "a", "me"), &format!("YES {code}"), now);
+            assert_eq!(late, Err(Rejection::Withdrawn));
+            assert!(approvals.expire(&id).is_none());
+        }
     }
 
     #[test]

@@ -116,5 +116,6 @@ fn outcome_name(outcome: ApprovalOutcome) -> &'static str {
         ApprovalOutcome::Denied => "denied",
         ApprovalOutcome::TimedOut => "timed_out",
         ApprovalOutcome::Undeliverable => "undeliverable",
+        ApprovalOutcome::Withdrawn => "withdrawn",
     }
 }

@@ -196,6 +196,12 @@ pub fn attempt_id(kind: &'static str, turn: &TurnId, attempt: u32) -> EventId {
     EventId::derive(&[kind.as_bytes(), turn.as_str().as_bytes(), &attempt.to_be_bytes()])
 }
 
+/// Identity of a repetition of `turn.started` while an attempt runs.
+#[must_use]
+pub fn beat_id(turn: &TurnId, attempt: u32, beat: u32) -> EventId {
+    EventId::derive(&[b"turn.started", turn.as_str().as_bytes(), &attempt.to_be_bytes(), &beat.to_be_bytes()])
+}
+
 /// Identity of an approval's events.
 #[must_use]
 pub fn approval_id(kind: &'static str, approval: &str) -> EventId {
@@ -259,6 +265,9 @@ mod tests {
         assert_ne!(received_id(&turn), replied_id(&turn));
         assert_ne!(attempt_id("turn.started", &turn, 1), attempt_id("turn.started", &turn, 2));
         assert_ne!(attempt_id("turn.started", &turn, 1), attempt_id("turn.ended", &turn, 1));
+        let beats = [beat_id(&turn, 1, 1), beat_id(&turn, 1, 2), beat_id(&turn, 2, 1), beat_id(&turn, 1, 1)];
+        assert!(beats[0] == beats[3] && beats[0] != beats[1] && beats[0] != beats[2] && beats[1] != beats[2]);
+        assert!(!beats.contains(&attempt_id("turn.started", &turn, 1)));
     }
 
     #[test]

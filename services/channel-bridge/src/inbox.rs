@@ -19,10 +19,12 @@ use crate::envelope::{Outcome, Person};
 use crate::post::Post;
 use crate::record::{RecordError, Records, TurnRecord};
 use crate::registry::Registry;
-use crate::turn::{Runner, TurnError};
+use crate::turn::{Ran, Runner, TurnError};
 
 /// How often a prompt may reach the agent for one message.
 const MOST_ATTEMPTS: u32 = 2;
+/// Stands for the attempt where the record that counts them cannot be used. Attempts count from 1.
+const UNKNOWN_ATTEMPT: u32 = 0;
 /// First pause between attempts to commit a reply; doubles up to [`SLOWEST_RETRY`].
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const SLOWEST_RETRY: Duration = Duration::from_secs(5);
@@ -122,6 +124,7 @@ struct Entry {
 impl Drop for Entry {
     fn drop(&mut self) {
         lock(&self.inner.running).remove(&self.turn);
+        self.inner.registry.end_root(&self.turn);
     }
 }
 
@@ -134,21 +137,31 @@ impl Inner {
             () = draining.cancelled() => return Err(InboxError::Draining),
             guard = tier.lock() => guard,
         };
-        let (outcome, known) = match self.records.turn(&received.turn).await {
+        let (outcome, end) = match self.records.turn(&received.turn).await {
             Ok(Some(TurnRecord { sent: true, .. })) => return Ok(()),
-            Ok(Some(TurnRecord { outcome: Some(outcome), .. })) => (outcome, true),
-            Ok(_) => (self.answer(received).await, false),
+            // The process that kept it may have died before the bus took the end of the turn.
+            Ok(Some(TurnRecord { outcome: Some(outcome), attempts, .. })) => {
+                (outcome, Some(End { attempt: attempts, took: Duration::ZERO }))
+            }
+            Ok(_) => {
+                let (outcome, end) = self.answer(received).await;
+                if let Err(error) = self.keep(received, &outcome).await {
+                    tracing::error!(%error, turn = %received.turn, "an outcome is not recorded; it is committed all the same");
+                }
+                (outcome, end)
+            }
             // Unreadable is not the same as unknown: without the record nobody knows whether it was prompted.
-            Err(error) => (TurnError::from(error).into(), true),
+            Err(error) => not_attempted(error.into(), UNKNOWN_ATTEMPT),
         };
-        if !known && let Err(error) = self.keep(received, &outcome).await {
-            tracing::error!(%error, turn = %received.turn, "an outcome is not recorded; it is committed all the same");
+        // After it is kept: a turn whose end was told is not begun again.
+        if let Some(End { attempt, took }) = end {
+            self.runner.end(received, attempt, &outcome, took);
         }
         self.commit(received, &outcome).await
     }
 
     /// Counts the attempt, then makes it.
-    async fn answer(&self, received: &ChannelReceived) -> Outcome {
+    async fn answer(&self, received: &ChannelReceived) -> (Outcome, Option<End>) {
         let stop = self.registry.take_up(&received.turn, &Person::of(received), &received.traceparent.trace_id());
         let counted = self
             .records
@@ -158,9 +171,14 @@ impl Inner {
             })
             .await;
         match counted {
-            Ok(record) if record.attempts > MOST_ATTEMPTS => TurnError::Interrupted(MOST_ATTEMPTS).into(),
-            Ok(record) => self.runner.run(received, record.attempts, stop).await,
-            Err(error) => TurnError::from(error).into(),
+            Ok(TurnRecord { attempts, .. }) if attempts > MOST_ATTEMPTS => {
+                not_attempted(TurnError::Interrupted(MOST_ATTEMPTS), attempts)
+            }
+            Ok(TurnRecord { attempts: attempt, .. }) => {
+                let Ran { outcome, heard_of, took } = self.runner.run(received, attempt, stop).await;
+                (outcome, heard_of.then_some(End { attempt, took }))
+            }
+            Err(error) => not_attempted(error.into(), UNKNOWN_ATTEMPT),
         }
     }
 
@@ -195,6 +213,17 @@ impl Inner {
             }
         }
     }
+}
+
+/// What there is to say of the end of a turn besides its outcome.
+struct End {
+    attempt: u32,
+    took: Duration,
+}
+
+/// A turn that is not attempted, but may have been before: whoever heard of its start hears of its end.
+fn not_attempted(error: TurnError, attempt: u32) -> (Outcome, Option<End>) {
+    (error.into(), Some(End { attempt, took: Duration::ZERO }))
 }
 
 fn new_record(received: &ChannelReceived) -> TurnRecord {

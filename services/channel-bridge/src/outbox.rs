@@ -47,7 +47,11 @@ impl Outbox {
         // wait for a turn that is over.
         self.records
             .change_turn(&replied.turn, |known| match known {
-                Some(known) => TurnRecord { sent: true, ..known },
+                // The outcome is missing where it could not be recorded: without it, a client that asks again with its
+                // key would wait for a turn that is over.
+                Some(known) => {
+                    TurnRecord { sent: true, outcome: known.outcome.or_else(|| Some(outcome.clone())), ..known }
+                }
                 None => TurnRecord {
                     traceparent: replied.traceparent,
                     text_sha256: String::new(),

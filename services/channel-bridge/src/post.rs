@@ -24,6 +24,9 @@ const COMMIT_DEADLINE: Duration = Duration::from_secs(5);
 /// How long the other services have to say that they know of a turn.
 pub const ACKNOWLEDGE_DEADLINE: Duration = Duration::from_secs(5);
 
+/// How long a repetition of `turn.started` may take: well below the time between two.
+const BEAT_DEADLINE: Duration = Duration::from_secs(2);
+
 /// What is published without waiting; the bus keeps it until the server has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notice {
@@ -55,6 +58,10 @@ pub trait Post: std::fmt::Debug + Send + Sync + 'static {
         attempt: u32,
         expected: &'a BTreeSet<String>,
     ) -> BoxFuture<'a, Result<BTreeSet<String>, BusError>>;
+
+    /// Says that an announced turn is still under way. Needs no answer, and is not tried again: the next beat is. Once
+    /// this returns, or is dropped, nothing of it is published any more.
+    fn beat<'a>(&'a self, event: &'a TurnStarted, attempt: u32, beat: u32) -> BoxFuture<'a, Result<(), BusError>>;
 
     /// Publishes without waiting.
     fn notify(&self, notice: &Notice, parent: TraceParent);
@@ -90,6 +97,14 @@ impl Post for Bus {
             let enough = |answers: &[serde_json::Value]| acknowledged(event, expected, answers).len() == expected.len();
             let answers = self.gather(event, id, Some(event.traceparent), ACKNOWLEDGE_DEADLINE, enough).await?;
             Ok(acknowledged(event, expected, &answers))
+        })
+    }
+
+    fn beat<'a>(&'a self, event: &'a TurnStarted, attempt: u32, beat: u32) -> BoxFuture<'a, Result<(), BusError>> {
+        Box::pin(async move {
+            let id = envelope::beat_id(&event.turn, attempt, beat);
+            // Not `emit`: a beat that waited in the queue until the bus was back would speak for a time that is over.
+            self.gather(event, id, Some(event.traceparent), BEAT_DEADLINE, |_| true).await.map(|_| ())
         })
     }
 

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use assistant_proto::name::TurnId;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use tracing::Span;
 
 use crate::envelope::{Conversation, Person, Update};
 
@@ -28,6 +29,8 @@ struct Live {
     stop: CancellationToken,
     taken_up: bool,
     watchers: Vec<mpsc::Sender<Update>>,
+    /// Root span of the turn, where this process made it: open until the turn is over.
+    root: Span,
 }
 
 /// A turn that was told to stop.
@@ -47,6 +50,22 @@ impl Registry {
         let mut live = self.lock();
         live.entry(turn.clone()).or_insert_with(|| Live::new(person, trace_id)).watchers.push(sender);
         receiver
+    }
+
+    /// Keeps the root span of a watched turn open until [`Registry::end_root`], or until the turn is forgotten.
+    pub fn hold_root(&self, turn: &TurnId, root: Span) {
+        if let Some(live) = self.lock().get_mut(turn)
+            && live.root.is_none()
+        {
+            live.root = root;
+        }
+    }
+
+    /// The turn is over, in this process at least: its root span ends.
+    pub fn end_root(&self, turn: &TurnId) {
+        if let Some(live) = self.lock().get_mut(turn) {
+            live.root = Span::none();
+        }
     }
 
     /// A turn is taken up; the token says when its person wants it to stop.
@@ -114,6 +133,7 @@ impl Live {
             stop: CancellationToken::new(),
             taken_up: false,
             watchers: Vec::new(),
+            root: Span::none(),
         }
     }
 

@@ -5,16 +5,21 @@
 //! happened and what to do; a prompt that may have reached the agent is not repeated here.
 //!
 //! # Spans
-//! The root span `turn` is made at receipt ([`crate::channels::terminal`]) and covers receipt and commit. Its identifiers
-//! travel in `channel.received`, so that a redelivery, also to another process, is the same turn in the same trace. The
-//! span made here, `turn.run`, is its child and covers the answer, as the consumer's span of a message is a child of the
-//! producer's in OpenTelemetry's messaging conventions. Spans of other services hang from the root. The root is thus
-//! exported before anything hangs from it: the tree is whole while the turn still runs and after a crash in its middle,
-//! which a root that ends with the turn would not be. (Choosing the ids of a span ahead is not possible with
-//! opentelemetry 0.33 short of an id generator in the provider.)
+//! The root span `turn` is made at receipt ([`crate::channels::terminal`]) and lasts until the process that made it is
+//! done with the turn ([`Registry::end_root`]). Its identifiers travel in `channel.received`, so that a redelivery, also to
+//! another process, is the same turn in the same trace. The span made here, `turn.run`, is its child and covers one
+//! attempt at an answer, as the consumer's span of a message is a child of the producer's in OpenTelemetry's messaging
+//! conventions. Spans of other services hang from the root. After a crash in the middle of a turn the root is missing
+//! from the trace; what hangs from it still carries its id. (The next process cannot make the same span again:
+//! opentelemetry 0.33 chooses ids itself, short of an id generator in the provider.)
+//!
+//! # The lease
+//! While an attempt runs, `turn.started` is published again every [`Patience::beat`]; the other services take a turn of
+//! which they hear nothing for over (`service_kit::turns`). A bridge that died in a turn leaves no tier open behind it.
 //! Not here: queueing and redelivery (`inbox`), delivery (`outbox`), who may approve (`approvals`).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,8 +28,8 @@ use assistant_proto::name::TierName;
 use service_kit::bus::BusError;
 use service_kit::clock;
 use service_kit::trace::span_parent;
-use service_kit::turns::LONGEST_TURN;
-use tokio::time::{Instant, timeout};
+use service_kit::turns::{LONGEST_TURN, RENEWAL};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
@@ -52,6 +57,8 @@ pub struct Patience {
     pub whole: Duration,
     /// For the agent to stop after it was told to.
     pub stopping: Duration,
+    /// Between two repetitions of `turn.started`.
+    pub beat: Duration,
 }
 
 impl Default for Patience {
@@ -61,6 +68,7 @@ impl Default for Patience {
             silence: Duration::from_secs(15 * 60),
             whole: LONGEST_TURN.saturating_sub(Duration::from_secs(5 * 60)),
             stopping: Duration::from_secs(15),
+            beat: RENEWAL,
         }
     }
 }
@@ -135,9 +143,9 @@ impl TurnError {
             Self::Agent(AcpError::Unreachable { .. } | AcpError::Disconnected | AcpError::Refused { .. }) => {
                 "Look at the log of the tier's zeroclaw container, then send the message again.".to_owned()
             }
-            Self::Agent(AcpError::Handshake { .. } | AcpError::Malformed(_) | AcpError::Incomplete(_)) => {
-                "The agent is not the pinned ZeroClaw, or is not itself any more: look at its container.".to_owned()
-            }
+            Self::Agent(
+                AcpError::Handshake { .. } | AcpError::Malformed(_) | AcpError::Incomplete(_) | AcpError::TooMuch,
+            ) => "The agent is not the pinned ZeroClaw, or is not itself any more: look at its container.".to_owned(),
             Self::Agent(AcpError::Rpc { .. } | AcpError::Silent { .. }) => {
                 "deploy/trace.sh with the trace id shows which of its calls failed; then send the message again."
                     .to_owned()
@@ -151,6 +159,18 @@ impl From<TurnError> for Outcome {
     fn from(error: TurnError) -> Self {
         Self::Failed { reason: error.to_string(), fix: error.fix() }
     }
+}
+
+/// How an attempt came out.
+#[derive(Debug)]
+pub struct Ran {
+    /// The outcome of the turn.
+    pub outcome: Outcome,
+    /// Whether anybody may have heard of the start of the turn, in this attempt or one before: they have to hear of its
+    /// end ([`Runner::end`]).
+    pub heard_of: bool,
+    /// How long the attempt took.
+    pub took: Duration,
 }
 
 /// Runs turns.
@@ -174,7 +194,7 @@ pub struct Runner {
 
 impl Runner {
     /// Runs one attempt at a turn. Does not fail: what goes wrong is the outcome.
-    pub async fn run(&self, received: &ChannelReceived, attempt: u32, stop: CancellationToken) -> Outcome {
+    pub async fn run(&self, received: &ChannelReceived, attempt: u32, stop: CancellationToken) -> Ran {
         let span = tracing::info_span!(
             parent: None,
             "turn.run",
@@ -188,46 +208,49 @@ impl Runner {
             outcome = tracing::field::Empty,
         );
         span_parent(&span, Some(received.traceparent));
-        let outcome = self.attempt(received, attempt, stop).instrument(span.clone()).await;
+        let started = Instant::now();
+        let (outcome, announced) = self.attempt(received, attempt, stop).instrument(span.clone()).await;
         span.record("outcome", outcome.label());
         if let Outcome::Failed { reason, .. } = &outcome {
             span.record("otel.status_code", "ERROR");
             span.in_scope(|| tracing::warn!(turn = %received.turn, %reason, "a turn failed"));
         }
-        outcome
+        Ran { outcome, heard_of: announced || attempt > 1, took: started.elapsed() }
     }
 
-    async fn attempt(&self, received: &ChannelReceived, attempt: u32, stop: CancellationToken) -> Outcome {
-        let Some(gateway) = self.gateways.get(&received.tier) else {
-            return TurnError::NoTier(received.tier.clone()).into();
-        };
-        if stop.is_cancelled() {
-            return TurnError::StoppedEarly.into();
-        }
-        let started = Instant::now();
-        let work = async {
-            self.announce(received, attempt).await?;
-            self.answer(gateway, received, attempt, &stop).await
-        };
-        let outcome = match timeout(self.patience.whole, work).await {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(error)) => error.into(),
-            Err(_) => TurnError::TooLong(self.patience.whole).into(),
-        };
-        // Also when the announcement failed half way: whoever heard of the start hears of the end.
+    /// Says that a turn is over. It may be said more than once, also by the next process: the event is the same, and an
+    /// end of a turn nobody believes to be running is ignored. An ended turn is not acknowledged again, so its outcome
+    /// is kept first.
+    pub fn end(&self, received: &ChannelReceived, attempt: u32, outcome: &Outcome, took: Duration) {
         let ended = TurnEnded {
             tier: received.tier.clone(),
             turn: received.turn.clone(),
             outcome: outcome.label().to_owned(),
             trace_id: received.traceparent.trace_id(),
             ended_at: clock::now_rfc3339(),
-            took_millis: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            took_millis: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
         };
         self.post.notify(&Notice::TurnEnded(ended, attempt), received.traceparent);
-        outcome
     }
 
-    async fn announce(&self, received: &ChannelReceived, attempt: u32) -> Result<(), TurnError> {
+    /// The outcome, and whether the turn was announced.
+    async fn attempt(&self, received: &ChannelReceived, attempt: u32, stop: CancellationToken) -> (Outcome, bool) {
+        match self.gateways.get(&received.tier) {
+            None => (TurnError::NoTier(received.tier.clone()).into(), false),
+            Some(_) if stop.is_cancelled() => (TurnError::StoppedEarly.into(), false),
+            // Announced also where the announcement failed half way.
+            Some(gateway) => (self.announced(gateway, received, attempt, &stop).await, true),
+        }
+    }
+
+    async fn announced(
+        &self,
+        gateway: &Gateway,
+        received: &ChannelReceived,
+        attempt: u32,
+        stop: &CancellationToken,
+    ) -> Outcome {
+        let deadline = Instant::now() + self.patience.whole;
         let event = TurnStarted {
             tier: received.tier.clone(),
             turn: received.turn.clone(),
@@ -236,9 +259,35 @@ impl Runner {
             conversation: received.conversation.clone(),
             started_at: clock::now_rfc3339(),
         };
+        let work = async {
+            self.announce(&event, attempt).await?;
+            self.answer(gateway, received, attempt, deadline, stop).await
+        };
+        tokio::select! {
+            outcome = work => outcome.unwrap_or_else(Outcome::from),
+            // Dropped with the work: no beat follows the end of the turn.
+            never = self.beat(&event, attempt) => match never {},
+        }
+    }
+
+    /// Keeps the lease of an announced turn.
+    async fn beat(&self, event: &TurnStarted, attempt: u32) -> Infallible {
+        let mut ticks = interval_at(Instant::now() + self.patience.beat, self.patience.beat);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut beat = 0_u32;
+        loop {
+            ticks.tick().await;
+            beat = beat.saturating_add(1);
+            if let Err(error) = self.post.beat(event, attempt, beat).await {
+                tracing::warn!(%error, turn = %event.turn, "the other services were not told that the turn still runs");
+            }
+        }
+    }
+
+    async fn announce(&self, event: &TurnStarted, attempt: u32) -> Result<(), TurnError> {
         let acknowledged = self
             .post
-            .announce(&event, attempt, &self.acknowledgers)
+            .announce(event, attempt, &self.acknowledgers)
             .instrument(tracing::info_span!("turn.announce"))
             .await
             .map_err(TurnError::Announce)?;
@@ -251,6 +300,7 @@ impl Runner {
         gateway: &Gateway,
         received: &ChannelReceived,
         attempt: u32,
+        deadline: Instant,
         stop: &CancellationToken,
     ) -> Result<Outcome, TurnError> {
         let conversation = Person::of(received).conversation;
@@ -259,6 +309,8 @@ impl Runner {
         let (mut link, session) = tokio::select! {
             reached = reach => reached?,
             () = stop.cancelled() => return Err(TurnError::StoppedEarly),
+            // Nothing was prompted: there is nothing to cancel.
+            () = sleep_until(deadline) => return Err(TurnError::TooLong(self.patience.whole)),
         };
         if !session.resumed {
             // Kept before the prompt: should the bridge die in between, the next attempt finds this session again.
@@ -269,7 +321,8 @@ impl Runner {
             }
         }
         let span = tracing::info_span!("agent.prompt", otel.kind = "client", resumed = session.resumed);
-        let prompt = self.prompt(&mut link, &session.id, received, attempt, stop).instrument(span);
+        let repeated = attempt > 1;
+        let prompt = self.prompt(&mut link, &session.id, received, repeated, deadline, stop).instrument(span);
         // The link closes in either case; without a goodbye the agent also notices, only later.
         let outcome = prompt.await;
         link.close().await;

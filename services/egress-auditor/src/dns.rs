@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::denials::{Denials, What, Who};
 
+mod drops;
 pub mod message;
 
 use message::{Kind, MOST_QUERY_BYTES, Query};
@@ -70,6 +71,16 @@ impl Table {
         let principal = match source {
             IpAddr::V4(address) => self.clients.get(&address).cloned(),
             IpAddr::V6(_) => None,
+        };
+        Who { tier: self.tier.clone(), principal }
+    }
+
+    /// For what cannot be told apart: the tier, and the container where there is only one.
+    fn everybody(&self) -> Who {
+        let mut clients = self.clients.values();
+        let principal = match (clients.next(), clients.next()) {
+            (Some(only), None) => Some(only.clone()),
+            _ => None,
         };
         Who { tier: self.tier.clone(), principal }
     }
@@ -150,6 +161,12 @@ impl Resolver {
             let Bound { table, udp, tcp, connections } = zone;
             // A tier has up to two networks; the address tells them apart.
             let place = udp.local_addr().map_or_else(|_| table.tier.as_str().to_owned(), |at| at.ip().to_string());
+            if let Ok(SocketAddr::V4(at)) = udp.local_addr() {
+                let (who, denials, draining) = (table.everybody(), denials.clone(), draining.clone());
+                tasks.spawn_restarting(format!("dns-drops-{place}"), move || {
+                    drops::watch(at, who.clone(), denials.clone(), draining.clone())
+                });
+            }
             {
                 let (table, denials, draining) = (Arc::clone(&table), denials.clone(), draining.clone());
                 tasks.spawn_restarting(format!("dns-udp-{place}"), move || {

@@ -12,7 +12,7 @@ use opentelemetry::KeyValue;
 use opentelemetry::trace::{Span, SpanKind, Status, Tracer};
 use service_kit::bus::Bus;
 
-use crate::record::{Entry, Own};
+use crate::record::Own;
 use crate::store::{Closed, Reader, Store, Stored};
 
 /// What is published again at a start; more than that waits for the next one.
@@ -115,20 +115,13 @@ impl Ledger {
         Ok(())
     }
 
-    /// Stores an event that came from the bus. Own ones coming back leave the outbox.
-    ///
-    /// # Errors
-    /// [`Closed`] when the service is stopping: then it must not be acknowledged.
-    pub async fn keep(&self, entry: Entry) -> Result<Stored, Closed> {
-        self.store.append(vec![entry]).await.map(|stored| stored.first().copied().unwrap_or(Stored::Known))
-    }
-
-    /// Publishes again what was stored and never came back. The same ids: whoever has an event already sees a replay.
+    /// Publishes again what was stored up to `through`, the head at the start, and never came back: what is stored after
+    /// it is being published already. The same ids: whoever has an event already sees a replay.
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub async fn republish(&self, reader: &Reader) -> anyhow::Result<()> {
-        let waiting = reader.unpublished(MOST_REPUBLISHED).await?;
+    pub async fn republish(&self, reader: &Reader, through: u64) -> anyhow::Result<()> {
+        let waiting = reader.unpublished(through, MOST_REPUBLISHED).await?;
         if waiting.is_empty() {
             return Ok(());
         }

@@ -7,6 +7,8 @@ use serde_json::Value;
 const MOST_FIELD_CHARS: usize = 512;
 /// What is kept of a body that is not JSON.
 const MOST_UNDECODABLE_BYTES: usize = 16 * 1024;
+/// Fields of a sighting that depend on when it was seen.
+const OF_THE_MOMENT: [&str; 4] = ["turn", "attachment", "trace_id", "observed_at"];
 /// Largest count that SQLite can hold.
 const MOST_COUNT: u64 = i64::MAX.unsigned_abs();
 
@@ -72,6 +74,24 @@ impl Entry {
             }
         };
         Self::from_json(id, kind, tier, payload)
+    }
+
+    /// Whether this is what a stored payload tells already. Something seen twice, such as a line of Squid's log read
+    /// again after a restart, differs in what depends on the moment: which turn was running, and the time where the line
+    /// has none.
+    #[must_use]
+    pub fn tells_the_same(&self, stored: &str) -> bool {
+        let lasting = |payload: &str| {
+            let mut body: serde_json::Map<String, Value> = serde_json::from_str(payload).ok()?;
+            for field in OF_THE_MOMENT {
+                body.remove(field);
+            }
+            Some(body)
+        };
+        match (lasting(&self.payload), lasting(stored)) {
+            (Some(this), Some(stored)) => this == stored,
+            _ => false,
+        }
     }
 
     fn from_json(event_id: String, kind: &str, tier: &str, payload: String) -> Self {
@@ -158,6 +178,24 @@ mod tests {
         assert_eq!((entry.host.as_str(), entry.port, entry.count), ("a.b\\u{1b}[2J", 443, 3));
         assert_eq!(entry.payload.as_bytes(), body);
         assert!(!entry.own);
+    }
+
+    #[test]
+    fn the_moment_makes_no_other_event() {
+        let of = |body: &str| Entry::from_bus("egress.denied.tasks", "id", body.as_bytes());
+        let entry = of(r#"{"host":"a.b","count":1,"turn":"t","attachment":"active","trace_id":"x","observed_at":"1"}"#);
+        for (stored, same) in [
+            (
+                r#"{"host":"a.b","count":1,"turn":null,"attachment":"background","trace_id":"y","observed_at":"2"}"#,
+                true,
+            ),
+            (r#"{"host":"a.c","count":1,"turn":"t","attachment":"active","trace_id":"x","observed_at":"1"}"#, false),
+            (r#"{"host":"a.b","count":2,"turn":"t","attachment":"active","trace_id":"x","observed_at":"1"}"#, false),
+            ("", false),
+            ("[]", false),
+        ] {
+            assert_eq!(entry.tells_the_same(stored), same, "{stored}");
+        }
     }
 
     #[test]

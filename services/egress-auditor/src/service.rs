@@ -18,11 +18,12 @@ use tonic::service::Routes;
 
 use crate::control::Control;
 use crate::denials::Denials;
+use crate::disk;
 use crate::dns::Resolver;
 use crate::feed;
+use crate::intake::Intake;
 use crate::jaeger::Jaeger;
 use crate::ledger::Ledger;
-use crate::record::Entry;
 use crate::squid::{Attribution, FEED_QUEUE, Follower};
 use crate::store::{self, Reader, Store, Writer};
 
@@ -163,13 +164,19 @@ impl host::Service for EgressAuditor {
         let (tasks, draining) = (&cx.tasks, cx.shutdown.draining());
         let turns = Turns::new();
         turns.follow(cx, Self::NAME);
+        let intake = Intake::resume(self.store.clone(), &self.reader, STREAM).await?;
         let ledger = Ledger::new(self.store, cx.bus.clone());
         let denials = Denials::new(turns.clone());
+        let stored_before = self.reader.head().borrow().sequence;
 
         let (writer, health, deadline) = (self.writer, cx.health.clone(), cx.shutdown.deadline());
         tasks.spawn("audit-writer", OnEnd::Critical, {
             let draining = draining.clone();
             async move { writer.run(health, draining, deadline).await }
+        });
+        tasks.spawn_restarting("audit-disk", {
+            let (directory, health, draining) = (self.store_dir.clone(), cx.health.clone(), draining.clone());
+            move || disk::watch(directory.clone(), disk::RESERVE, health.clone(), draining.clone())
         });
         tasks.spawn("denials", OnEnd::Critical, {
             let (denials, ledger, draining) = (denials.clone(), ledger.clone(), draining.clone());
@@ -210,7 +217,7 @@ impl host::Service for EgressAuditor {
                 let (ledger, reader, draining) = (ledger.clone(), reader.clone(), draining.clone());
                 async move {
                     tokio::select! {
-                        outcome = ledger.republish(&reader) => outcome,
+                        outcome = ledger.republish(&reader, stored_before) => outcome,
                         () = draining.cancelled() => Ok(()),
                     }
                 }
@@ -219,18 +226,10 @@ impl host::Service for EgressAuditor {
         tasks.spawn_restarting("audit-consumer", {
             let (bus, draining) = (cx.bus.clone(), draining.clone());
             move || {
-                let (bus, ledger, draining) = (bus.clone(), ledger.clone(), draining.clone());
+                let (bus, intake, draining) = (bus.clone(), intake.clone(), draining.clone());
                 async move {
-                    let consume = bus.consume_raw(STREAM, DURABLE, |raw| {
-                        let ledger = ledger.clone();
-                        async move {
-                            let entry = Entry::from_bus(&raw.subject, &raw.id, &raw.payload);
-                            ledger.keep(entry).await?;
-                            Ok(())
-                        }
-                    });
                     tokio::select! {
-                        outcome = consume => outcome,
+                        outcome = intake.run(&bus, DURABLE) => outcome,
                         () = draining.cancelled() => Ok(()),
                     }
                 }

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::checkpoint::Checkpoint;
 use crate::ledger::{Ledger, Sighting};
-use crate::line::{Line, LineKey};
+use crate::line::{Line, LineError, LineKey};
 use crate::tail::{Read, Tail};
 use crate::tunnel::Joiner;
 
@@ -136,22 +136,19 @@ impl Follower {
             }
         };
         let mut sightings = Vec::new();
-        for line in &read.lines {
-            match line.as_deref().map(Line::parse) {
-                Some(Ok(line)) => {
+        for found in &read.lines {
+            let parsed = match found.bytes.as_deref() {
+                Some(bytes) => Line::parse(bytes),
+                None => Err(LineError::TooLong),
+            };
+            match parsed {
+                Ok(line) => {
                     self.pending.confirm(&line.key());
                     self.count(line, &mut sightings);
                 }
-                Some(Err(error)) => {
+                Err(error) => {
                     tracing::error!(%error, "a line of Squid's log cannot be read; it is recorded as a denial");
-                    sightings
-                        .push(self.attribution.unreadable(line.as_deref().unwrap_or_default(), &error.to_string()));
-                }
-                None => {
-                    let error = crate::line::LineError::TooLong;
-                    tracing::error!(%error, "a line of Squid's log cannot be read; it is recorded as a denial");
-                    let place = format!("{position:?}");
-                    sightings.push(self.attribution.unreadable(place.as_bytes(), &error.to_string()));
+                    sightings.push(self.attribution.unreadable(found, &error.to_string()));
                 }
             }
         }

@@ -60,6 +60,10 @@ CREATE INDEX record_by_tier ON record (tier, sequence);
 CREATE TABLE outbox (event_id TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
 ";
 
+/// Apart from the chain: how far the streams of the bus were taken. Stores written before there was this table get it.
+const PLACES: &str =
+    "CREATE TABLE IF NOT EXISTS place (stream TEXT PRIMARY KEY, sequence INTEGER NOT NULL) STRICT, WITHOUT ROWID;";
+
 /// Why the store could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -124,9 +128,19 @@ pub struct Head {
     pub hash: Hash,
 }
 
+/// How far a stream of the bus was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// The stream.
+    pub stream: &'static str,
+    /// Sequence of the last message taken.
+    pub sequence: u64,
+}
+
 #[derive(Debug)]
 struct Request {
     entries: Vec<Entry>,
+    place: Option<Place>,
     done: oneshot::Sender<Vec<Stored>>,
 }
 
@@ -145,8 +159,20 @@ impl Store {
         if entries.is_empty() {
             return Ok(Vec::new());
         }
+        self.request(entries, None).await
+    }
+
+    /// The same for entries that came from the bus: they and the place are on disk together or not at all.
+    ///
+    /// # Errors
+    /// [`Closed`] when the service is stopping: then nothing may be acknowledged.
+    pub async fn append_from(&self, entries: Vec<Entry>, place: Place) -> Result<Vec<Stored>, Closed> {
+        self.request(entries, Some(place)).await
+    }
+
+    async fn request(&self, entries: Vec<Entry>, place: Option<Place>) -> Result<Vec<Stored>, Closed> {
         let (done, stored) = oneshot::channel();
-        self.queue.send(Request { entries, done }).await.map_err(|_| Closed)?;
+        self.queue.send(Request { entries, place, done }).await.map_err(|_| Closed)?;
         stored.await.map_err(|_| Closed)
     }
 }
@@ -181,6 +207,7 @@ pub fn open(directory: &Path) -> Result<(Store, Writer, Reader), OpenError> {
         SCHEMA_VERSION => {}
         found => return Err(OpenError::Version { path, found }),
     }
+    connection.execute_batch(PLACES).map_err(failed)?;
     let head = last(&connection).map_err(failed)?;
     let (head, head_seen) = watch::channel(head);
     let (sender, queue) = mpsc::channel(QUEUE);
@@ -301,6 +328,8 @@ fn commit(
                         }
                         Stored::Known
                     }
+                    // Seen again by this service itself, at another moment.
+                    Some(payload) if entry.own && entry.tells_the_same(&payload) => Stored::Known,
                     Some(_) => match conflict(&transaction, &mut known, head, &recorded_at, entry)? {
                         Some(new_head) => {
                             head = new_head;
@@ -309,6 +338,12 @@ fn commit(
                         None => Stored::Known,
                     },
                 });
+            }
+            if let Some(place) = request.place {
+                let sequence = i64::try_from(place.sequence).unwrap_or(i64::MAX);
+                transaction
+                    .prepare_cached("INSERT OR REPLACE INTO place (stream, sequence) VALUES (?1, ?2)")?
+                    .execute(params![place.stream, sequence])?;
             }
             all.push(stored);
         }

@@ -32,11 +32,22 @@ pub struct Position {
     pub offset: u64,
 }
 
+/// A complete line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Inode of its file.
+    pub inode: u64,
+    /// Where in the file it begins.
+    pub offset: u64,
+    /// Its bytes without line feed; `None` for a line too long to be one.
+    pub bytes: Option<Vec<u8>>,
+}
+
 /// What a read found.
 #[derive(Debug, Default)]
 pub struct Read {
-    /// Complete lines without line feed. `None` stands for a line too long to be one.
-    pub lines: Vec<Option<Vec<u8>>>,
+    /// Lines, in the order of the file.
+    pub lines: Vec<Found>,
     /// There was nothing more at that moment.
     pub at_end: bool,
 }
@@ -56,8 +67,8 @@ struct Current {
     inode: u64,
     fingerprint: Option<String>,
     offset: u64,
-    /// Within a line that is too long: its bytes are passed over up to the next line feed.
-    skipping: bool,
+    /// Within a line that is too long, where it begins: its bytes are passed over up to the next line feed.
+    skipping: Option<u64>,
     /// The path was seen to name another file; what this one still holds is read first.
     superseded: bool,
 }
@@ -76,7 +87,8 @@ impl Tail {
             Some(current) => current.fingerprint.clone().map(|fingerprint| Position {
                 inode: current.inode,
                 fingerprint,
-                offset: current.offset,
+                // A line that is too long is taken as a whole or not at all.
+                offset: current.skipping.unwrap_or(current.offset),
             }),
             None => self.resume.clone(),
         }
@@ -196,7 +208,7 @@ impl Current {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{} is not a file", path.display())));
         }
         let fingerprint = fingerprint(&file)?;
-        Ok(Self { file, inode: metadata.ino(), fingerprint, offset, skipping: false, superseded: false })
+        Ok(Self { file, inode: metadata.ino(), fingerprint, offset, skipping: None, superseded: false })
     }
 
     /// A file that is shorter than what was read of it, or begins differently, was truncated: it is read anew.
@@ -206,7 +218,7 @@ impl Current {
         if shorter || (self.fingerprint.is_some() && now != self.fingerprint) {
             tracing::warn!(offset = self.offset, "Squid's log was truncated; reading it from its beginning");
             self.offset = 0;
-            self.skipping = false;
+            self.skipping = None;
         }
         self.fingerprint = now;
         Ok(())
@@ -219,23 +231,27 @@ impl Current {
         while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
             let (line, after) = rest.split_at(end);
             rest = after.get(1..).unwrap_or_default();
+            let found = self.found(line);
             self.advance(end.saturating_add(1));
-            let too_long = std::mem::take(&mut self.skipping) || line.len() > MOST_LINE_BYTES;
-            read.lines.push((!too_long).then(|| line.to_vec()));
+            read.lines.push(found);
         }
         if rest.len() > MOST_LINE_BYTES {
-            self.skipping = true;
+            self.skipping.get_or_insert(self.offset);
             self.advance(rest.len());
         }
         read
     }
 
     /// What a file ends with that has no line feed: Squid was killed while it wrote.
-    fn rest(&mut self, bytes: &[u8]) -> Option<Option<Vec<u8>>> {
-        if self.skipping {
-            return Some(None);
-        }
-        (!bytes.is_empty()).then(|| Some(bytes.to_vec()))
+    fn rest(&mut self, bytes: &[u8]) -> Option<Found> {
+        (self.skipping.is_some() || !bytes.is_empty()).then(|| self.found(bytes))
+    }
+
+    /// The line that ends with `end`, which stands at the offset.
+    fn found(&mut self, end: &[u8]) -> Found {
+        let skipped = self.skipping.take();
+        let too_long = skipped.is_some() || end.len() > MOST_LINE_BYTES;
+        Found { inode: self.inode, offset: skipped.unwrap_or(self.offset), bytes: (!too_long).then(|| end.to_vec()) }
     }
 
     fn advance(&mut self, count: usize) {
@@ -315,7 +331,7 @@ mod tests {
             lines.extend(
                 read.lines
                     .iter()
-                    .map(|l| l.as_ref().map_or("TOO LONG".into(), |l| String::from_utf8(l.clone()).unwrap())),
+                    .map(|l| l.bytes.as_ref().map_or("TOO LONG".into(), |l| String::from_utf8(l.clone()).unwrap())),
             );
             if read.at_end {
                 return lines;
@@ -404,6 +420,34 @@ mod tests {
         assert_eq!(all(&mut tail), ["TOO LONG", "b"]);
         log.append(&format!("{}\nc\n", "y".repeat(MOST_LINE_BYTES + 1)));
         assert_eq!(all(&mut tail), ["TOO LONG", "c"]);
+    }
+
+    #[test]
+    fn each_line_has_a_place_of_its_own() {
+        let log = Log::new();
+        log.append("same\nsame\n");
+        let long = "x".repeat(MOST_LINE_BYTES + CHUNK);
+        let mut tail = log.tail(None);
+        let mut places = |expected: &[u64]| {
+            let mut lines = Vec::new();
+            loop {
+                let read = tail.read().unwrap();
+                lines.extend(read.lines);
+                if read.at_end {
+                    break;
+                }
+            }
+            let inode = std::fs::metadata(log.path("access.log")).unwrap().ino();
+            assert!(lines.iter().all(|line| line.inode == inode));
+            assert_eq!(lines.iter().map(|line| line.offset).collect::<Vec<_>>(), expected);
+            tail.position().unwrap().offset
+        };
+        assert_eq!(places(&[0, 5]), 10);
+        log.append(&long);
+        assert_eq!(places(&[]), 10, "a checkpoint in the middle of a line would make two of it");
+        log.append("\nend\n");
+        let after = 10 + u64::try_from(long.len()).unwrap() + 1;
+        assert_eq!(places(&[10, after]), after + 4);
     }
 
     #[test]

@@ -2,19 +2,22 @@
 //!
 //! A tunnel has two lines, joined on the client's address and port: one at the decision (with server name, mode and
 //! `traceparent`), one at the close (with bytes and the peer's address). A tunnel that could not be connected has a
-//! second line of status 5xx instead. A denial delivered inside TLS has an echo with status 403. Measured on
-//! Squid 5.7; the tests are its own lines.
+//! second line of status 5xx instead. A denial that had to wait for a helper is delivered inside TLS and has two lines as
+//! well, `TCP_DENIED` and an echo with status 403, in either order. Measured on Squid 5.7; the tests are its own lines.
 //!
 //! One attempt is one [`Finding`]. What cannot be explained is a finding too: nothing is dropped because it is new.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use crate::line::{BumpMode, Line, Outcome};
+use crate::line::{BumpMode, Encoded, Line, Outcome};
 
 /// Tunnels that may be open at once. Beyond it the oldest is recorded as left, without its bytes; Squid itself has
 /// fewer file descriptors than this by default (1,024 for both sides).
 pub const MOST_OPEN: usize = 8192;
+/// The two lines of one denial are not further apart, in milliseconds: a client that does not finish the handshake is
+/// timed out before. Later ones are of another connection with the same port.
+const ECHO_WITHIN: u64 = 60_000;
 
 /// Why Squid refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +26,8 @@ pub enum Reason {
     HostNotAllowed,
     /// An address instead of a name.
     AddressLiteral,
+    /// No host at all.
+    NoHost,
     /// Not 443.
     PortNotAllowed,
     /// No or wrong proxy credentials.
@@ -46,6 +51,7 @@ impl Reason {
         match self {
             Self::HostNotAllowed => "host-not-allowed",
             Self::AddressLiteral => "address-literal",
+            Self::NoHost => "no-host",
             Self::PortNotAllowed => "port-not-allowed",
             Self::NotAuthenticated => "not-authenticated",
             Self::NoServerName => "no-server-name",
@@ -86,8 +92,9 @@ enum State {
         line: Box<Line>,
         age: u64,
     },
-    /// An echo with status 403 may follow.
+    /// The other line of the denial may follow.
     Denied {
+        line: Box<Line>,
         age: u64,
     },
 }
@@ -95,7 +102,7 @@ enum State {
 impl State {
     fn age(&self) -> u64 {
         match self {
-            Self::Decided { age, .. } | Self::Denied { age } => *age,
+            Self::Decided { age, .. } | Self::Denied { age, .. } => *age,
         }
     }
 }
@@ -141,8 +148,12 @@ impl Joiner {
         let Some(client) = client(&line) else { return Vec::from_iter(self.explain_alone(line)) };
         match line.outcome {
             Outcome::Denied => {
+                if self.is_other_half(client, &line) {
+                    self.states.remove(&client);
+                    return Vec::new();
+                }
                 let reason = denial(&line);
-                let mut findings = self.remember_denial(client);
+                let mut findings = self.remember_denial(client, &line);
                 findings.push(Finding::Denied { line, reason });
                 findings
             }
@@ -168,15 +179,16 @@ impl Joiner {
                 findings.push(Finding::Denied { line, reason: Reason::NotTls });
                 findings
             }
-            (403, _) => match self.states.remove(&client) {
-                // The echo of a denial that was delivered inside TLS: counted already.
-                Some(State::Denied { .. }) => Vec::new(),
-                Some(State::Decided { line: decided, .. }) => vec![
-                    Finding::Left { decided: Some(decided), closed: None },
-                    Finding::Denied { line, reason: Reason::HostNotAllowed },
-                ],
-                None => vec![Finding::Denied { line, reason: Reason::HostNotAllowed }],
-            },
+            // Both lines of a denial that was delivered inside TLS: counted already.
+            (403, _) if self.is_other_half(client, &line) => {
+                self.states.remove(&client);
+                Vec::new()
+            }
+            (403, _) => {
+                let mut findings = self.remember_denial(client, &line);
+                findings.push(Finding::Denied { line, reason: Reason::HostNotAllowed });
+                findings
+            }
             // The tunnel could not be connected.
             (500..=599, BumpMode::Splice) => {
                 vec![Finding::Left { decided: self.decision(client), closed: Some(Box::new(line)) }]
@@ -212,10 +224,19 @@ impl Joiner {
         self.decision(client).map(|line| Finding::Left { decided: Some(line), closed: None }).into_iter().collect()
     }
 
-    fn remember_denial(&mut self, client: Client) -> Vec<Finding> {
+    /// Whether the client's last denial is this very one: one of its two lines is `TCP_DENIED`, the other is not.
+    fn is_other_half(&self, client: Client, line: &Line) -> bool {
+        let Some(State::Denied { line: known, .. }) = self.states.get(&client) else { return false };
+        let halves = (known.outcome == Outcome::Denied) != (line.outcome == Outcome::Denied);
+        // Asked for a password, the client may go on with the same connection: that is an attempt of its own.
+        let asked = known.status == 407 || line.status == 407;
+        halves && !asked && known.host == line.host && known.logged_at.0.abs_diff(line.logged_at.0) <= ECHO_WITHIN
+    }
+
+    fn remember_denial(&mut self, client: Client, line: &Line) -> Vec<Finding> {
         let age = self.tick();
         let mut findings = self.forget(client);
-        self.states.insert(client, State::Denied { age });
+        self.states.insert(client, State::Denied { line: Box::new(line.clone()), age });
         findings.extend(self.shrink());
         findings
     }
@@ -252,7 +273,9 @@ fn gone(line: &Line) -> bool {
 }
 
 fn denial(line: &Line) -> Reason {
-    let host = line.host.as_ref().map_or("", |host| host.as_str());
+    let Some(host) = line.host.as_ref().map(Encoded::as_str) else {
+        return if line.status == 407 { Reason::NotAuthenticated } else { Reason::NoHost };
+    };
     if line.status == 407 {
         Reason::NotAuthenticated
     } else if host.bytes().all(|b| b.is_ascii_digit() || b == b'.') || host.starts_with('[') || host.contains("%5B") {
@@ -306,7 +329,7 @@ mod tests {
     #[test]
     fn what_squid_wrote_and_what_it_means() {
         let a = "good.example";
-        let table: [(&str, Vec<Line>, Vec<&str>); 17] = [
+        let table: [(&str, Vec<Line>, Vec<&str>); 22] = [
             (
                 "a tunnel",
                 vec![line(1, a, 200, "NONE_NONE", a, "splice", "-"), line(1, a, 200, "TCP_TUNNEL", a, "splice", "-")],
@@ -347,6 +370,41 @@ mod tests {
                 ],
                 vec!["host-not-allowed"],
             ),
+            (
+                "the same, the other way round",
+                vec![
+                    line(1, a, 403, "NONE_NONE", a, "-", "TCP_RESET"),
+                    line(1, a, 200, "TCP_DENIED", a, "bump", "TCP_RESET"),
+                ],
+                vec!["host-not-allowed"],
+            ),
+            (
+                "twice denied inside TLS from one port",
+                vec![
+                    line(1, a, 200, "TCP_DENIED", a, "bump", "TCP_RESET"),
+                    line(1, a, 403, "NONE_NONE", a, "-", "TCP_RESET"),
+                    line(1, a, 200, "TCP_DENIED", a, "bump", "TCP_RESET"),
+                    line(1, a, 403, "NONE_NONE", a, "-", "TCP_RESET"),
+                ],
+                vec!["host-not-allowed", "host-not-allowed"],
+            ),
+            (
+                "a denial, and one of another host from the same port",
+                vec![
+                    line(1, a, 200, "TCP_DENIED", a, "bump", "TCP_RESET"),
+                    line(1, "b.example", 403, "NONE_NONE", a, "-", "TCP_RESET"),
+                ],
+                vec!["host-not-allowed", "host-not-allowed"],
+            ),
+            (
+                "asked for a password, then denied",
+                vec![
+                    line(1, a, 407, "TCP_DENIED", "-", "-", "ERR_CACHE_ACCESS_DENIED"),
+                    line(1, a, 403, "NONE_NONE", a, "-", "TCP_RESET"),
+                ],
+                vec!["not-authenticated", "host-not-allowed"],
+            ),
+            ("no host", vec![line(1, "-", 200, "TCP_DENIED", "-", "bump", "TCP_RESET")], vec!["no-host"]),
             ("an echo alone", vec![line(1, a, 403, "NONE_NONE", a, "-", "TCP_RESET")], vec!["host-not-allowed"]),
             ("garbage", vec![line(1, "-", 400, "NONE_NONE", "-", "-", "-")], vec!["not-a-request"]),
             (
@@ -377,6 +435,15 @@ mod tests {
             let findings: Vec<_> = lines.into_iter().flat_map(|line| joiner.take(line)).collect();
             assert_eq!(reasons(&findings), expected, "{name}");
         }
+    }
+
+    #[test]
+    fn a_port_that_is_used_again_later_is_another_attempt() {
+        let (mut joiner, a) = (Joiner::default(), "good.example");
+        let first = line(1, a, 200, "TCP_DENIED", a, "bump", "TCP_RESET");
+        let mut later = line(1, a, 403, "NONE_NONE", a, "-", "TCP_RESET");
+        later.logged_at.0 += ECHO_WITHIN + 1;
+        assert_eq!(joiner.take(first).len() + joiner.take(later).len(), 2);
     }
 
     #[test]

@@ -99,6 +99,11 @@ impl Service for Broker {
     async fn start(self, cx: &Context) -> anyhow::Result<()> {
         self.state.turns.follow(cx, Self::NAME);
         watch_squid(&self.state, cx);
+        let (state, draining) = (Arc::clone(&self.state), cx.shutdown.draining());
+        cx.tasks.spawn("denials", OnEnd::Critical, async move {
+            state.denials.tell(draining).await;
+            Ok(())
+        });
         for BoundDoor { tier, kind, listener } in self.doors {
             let name = format!("{}-{}", kind.name(), tier.name);
             let (state, draining) = (Arc::clone(&self.state), cx.shutdown.draining());

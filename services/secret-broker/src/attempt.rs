@@ -12,9 +12,9 @@ use tracing::Span;
 use tracing::field::Empty;
 
 /// Longest host name that an event repeats; the longest valid one has 253 characters.
-const MOST_HOST: usize = 256;
+pub(crate) const MOST_HOST: usize = 256;
 /// Longest path that an event repeats.
-const MOST_PATH: usize = 1024;
+pub(crate) const MOST_PATH: usize = 1024;
 
 /// One attempt of a container to get something out of a door.
 #[derive(Debug, Clone)]
@@ -58,6 +58,7 @@ impl Attempt {
             http.request.method = Empty,
             http.response.status_code = Empty,
             rule = Empty,
+            answer.credentials_dropped = Empty,
             denied = Empty,
         );
         trace::span_parent(&span, turn.parent);

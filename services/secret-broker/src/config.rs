@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 
 use assistant_proto::config::{BrokerConfig, BrokerTier, Common, Mode, PrincipalKind};
-use policy::{Target, TierPolicy};
+use policy::TierPolicy;
 use serde::Deserialize;
 use service_kit::host::ServiceConfig;
 
 use crate::identity::Principal;
+use crate::models::route::Route;
 
 /// The configuration as the host loads it.
 #[derive(Debug, Clone, Deserialize)]
@@ -26,8 +27,9 @@ impl ServiceConfig for Config {
             problems
                 .push("upstream_roots: empty; a drill trusts its own CA only, so name its certificate file".to_owned());
         }
-        if model_target(&config.model.base_url).is_none() {
-            problems.push("model.base_url: not an https:// URL of a host name without a final slash".to_owned());
+        // The parser that the model ingress uses: what passes here is what is dialled.
+        if let Err(error) = Route::parse(&config.model.base_url) {
+            problems.push(error.to_string());
         }
         let mut tiers = BTreeSet::new();
         let mut addresses = BTreeSet::new();
@@ -44,17 +46,6 @@ impl ServiceConfig for Config {
         }
         problems
     }
-}
-
-/// Host and port of the model route.
-#[must_use]
-pub fn model_target(base_url: &str) -> Option<Target> {
-    let rest = base_url.strip_prefix("https://")?;
-    let authority = rest.split('/').next()?;
-    if base_url.ends_with('/') || rest.contains(['?', '#']) {
-        return None;
-    }
-    Target::parse_https(authority).ok()
 }
 
 fn problems_of_tier(tier: &BrokerTier, problems: &mut Vec<String>) {
@@ -104,21 +95,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn model_routes() {
-        assert_eq!(model_target("https://m.example/v1").unwrap().to_string(), "m.example:443");
-        assert_eq!(model_target("https://m.example:8443/v1").unwrap().to_string(), "m.example:8443");
-        for bad in [
-            "http://m.example/v1",
-            "https://m.example/v1/",
-            "https://127.0.0.1/v1",
-            "https://m.example/v1?x",
-            "m.example",
-        ] {
-            assert!(model_target(bad).is_none(), "{bad}");
-        }
-    }
-
-    #[test]
     fn all_problems_are_found() {
         let principal = |name: &str, kind: &str, address: &str, hash: &str| {
             format!(r#"{{"name":"{name}","kind":{kind},"address":"{address}","token_sha256":"{hash}"}}"#)
@@ -134,7 +110,7 @@ mod tests {
                 "mcp_servers":[]}}],
             "intercept_ca_file":"/d","intercept_ca_key_file":"/e","squid":"10.0.0.8:3128","squid_users_dir":"/f",
             "secrets_dir":"/g","upstream_roots":[],
-            "model":{{"base_url":"http://m.example","key":null,"squid_user":"models","models":{{}}}}}}"#,
+            "model":{{"base_url":"https://m.example//v1","key":null,"squid_user":"models","models":{{}}}}}}"#,
             principal("zeroclaw-tasks", "\"agent\"", "10.0.0.20", &hash),
             principal("zeroclaw-tasks", "\"agent\"", "10.0.0.20", "zz"),
             principal("mcp-tasks-x", "{\"mcp-server\":\"x\"}", "10.0.1.30", &hash),

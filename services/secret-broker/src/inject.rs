@@ -4,29 +4,13 @@
 
 use assistant_proto::name::SecretName;
 use http::StatusCode;
-use http::header::{AUTHORIZATION, COOKIE, HeaderMap, HeaderName, HeaderValue};
+use http::header::{HeaderMap, HeaderName, HeaderValue};
 use policy::{Denial, Injection, Permit};
 use zeroize::Zeroizing;
 
+use crate::credential::is_credential;
 use crate::refusal::Refusal;
 use crate::secrets::{Secret, Secrets};
-
-/// Words that make a header name look like a credential.
-const CREDENTIAL_WORDS: &[&str] = &[
-    "auth",
-    "token",
-    "api-key",
-    "apikey",
-    "api_key",
-    "secret",
-    "password",
-    "credential",
-    "cookie",
-    "session",
-    "signature",
-];
-/// Query parameters that are credentials by common usage (RFC 6750, section 2.3, and API keys).
-const CREDENTIAL_PARAMETERS: &[&str] = &["access_token", "api_key", "apikey", "api-key", "client_secret", "password"];
 
 /// A request whose placeholder stands where it has to, and the secret that takes its place.
 #[derive(Debug)]
@@ -74,13 +58,11 @@ pub fn prepare<'a>(
     if value.as_bytes() != injection.expected().as_bytes() || values.next().is_some() {
         return foreign(format!("the header {header} holds something else than the placeholder"));
     }
-    if let Some(other) = headers.keys().find(|name| **name != header && is_credential(name)) {
+    if let Some(other) = headers.keys().find(|name| **name != header && is_credential(name.as_str())) {
         return foreign(format!("the header {other}"));
     }
     let query = permit.request().query.as_ref();
-    if query.is_some_and(|query| {
-        query.names().any(|name| CREDENTIAL_PARAMETERS.contains(&name.to_ascii_lowercase().as_str()))
-    }) {
+    if query.is_some_and(|query| query.names().any(|name| is_credential(&name))) {
         return foreign("a parameter of the query".to_owned());
     }
     let secret =
@@ -117,10 +99,6 @@ pub fn missing(secret: &SecretName, problem: &str) -> Refusal {
     )
 }
 
-fn is_credential(name: &HeaderName) -> bool {
-    *name == AUTHORIZATION || *name == COOKIE || CREDENTIAL_WORDS.iter().any(|word| name.as_str().contains(word))
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test may panic")]
@@ -128,6 +106,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use assistant_proto::config::{Inject, Place, Rule};
+    use http::header::AUTHORIZATION;
     use policy::{Request, TierPolicy, decide};
 
     use super::*;
@@ -167,7 +146,11 @@ mod tests {
         let plain = "https://a.example/x";
         let table: &[Case] = &[
             (plain, &[("authorization", "Bearer PLACEHOLDER")], "Bearer real-token-value"),
-            ("https://a.example/x?token_page=2", &[("authorization", "Bearer PLACEHOLDER")], "Bearer real-token-value"),
+            (
+                "https://a.example/x?pageToken=2&author=me",
+                &[("authorization", "Bearer PLACEHOLDER")],
+                "Bearer real-token-value",
+            ),
             (plain, &[], "placeholder-missing"),
             (plain, &[("x-api-token", "PLACEHOLDER")], "placeholder-missing"),
             (plain, &[("authorization", "Bearer attacker")], "foreign-credential"),
@@ -181,6 +164,10 @@ mod tests {
             (plain, &[("authorization", "Bearer PLACEHOLDER"), ("cookie", "a=b")], "foreign-credential"),
             (plain, &[("authorization", "Bearer PLACEHOLDER"), ("x-full-access-token", "z")], "foreign-credential"),
             ("https://a.example/x?Access_Token=z", &[("authorization", "Bearer PLACEHOLDER")], "foreign-credential"),
+            ("https://a.example/x?key=z", &[("authorization", "Bearer PLACEHOLDER")], "foreign-credential"),
+            ("https://a.example/x?sig=z", &[("authorization", "Bearer PLACEHOLDER")], "foreign-credential"),
+            ("https://a.example/x?a=1&accessToken=z", &[("authorization", "Bearer PLACEHOLDER")], "foreign-credential"),
+            (plain, &[("authorization", "Bearer PLACEHOLDER"), ("x-jwt", "z")], "foreign-credential"),
             ("https://a.example/x?a=1&api%5Fkey=z", &[("authorization", "Bearer PLACEHOLDER")], "foreign-credential"),
         ];
         for (url, lines, expected) in table {

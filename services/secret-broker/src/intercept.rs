@@ -58,7 +58,7 @@ pub async fn run(
         }
         Ok(Err(Broken::Ours(error))) => return Err(error.into()),
         Err(_) => {
-            tracing::info!(parent: &attempt.span, tier = %tier.name, host = %permit.target(), "tunnel without TLS in time");
+            state.count_denied(&attempt, &no_tls_in_time());
             return Ok(());
         }
     };
@@ -127,6 +127,17 @@ fn not_tls() -> Refusal {
         "not-tls",
         "what came through the tunnel is not TLS, and nothing else is passed on",
         "speak TLS in the tunnel",
+    )
+}
+
+fn no_tls_in_time() -> Refusal {
+    Refusal::new(
+        StatusCode::REQUEST_TIMEOUT,
+        Denial::new(
+            "no-tls-in-time",
+            format!("there was no TLS in the tunnel within {} seconds, so it was closed", HANDSHAKE_DEADLINE.as_secs()),
+            "open a tunnel only when there is something to send, and speak TLS in it",
+        ),
     )
 }
 

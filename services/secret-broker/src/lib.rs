@@ -4,7 +4,7 @@
 //!
 //! It owns the secrets, the interception CA and the application of policy. It does not own policy itself (crate
 //! `policy`, pure), the allowlist of the VM (Squid) or the record of what happened (egress-auditor). It lets nothing out
-//! without a [`policy::Permit`] and never writes a secret into a log, an event or an error.
+//! without a permit of [`policy`] that was stored first (`journal`), and never writes a secret into a log, an event or an error.
 
 pub mod app;
 pub mod attempt;
@@ -12,11 +12,15 @@ pub mod authority;
 pub mod body;
 pub mod config;
 pub mod control;
+pub mod credential;
+pub mod denials;
 pub mod framing;
 pub mod headers;
 pub mod identity;
+mod ingress;
 pub mod inject;
 pub mod intercept;
+pub mod journal;
 pub mod listener;
 pub mod mcp;
 pub mod models;
@@ -24,6 +28,7 @@ pub mod proxy;
 pub mod refusal;
 pub mod relay;
 pub mod rewrite;
+pub mod routing;
 pub mod secrets;
 pub mod state;
 pub mod upstream;

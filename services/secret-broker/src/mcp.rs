@@ -31,7 +31,7 @@ use service_kit::clock;
 use service_kit::text::harmless_line;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
@@ -41,8 +41,9 @@ use self::session::{Session, SessionError};
 use crate::attempt::Attempt;
 use crate::body::{self, Body};
 use crate::identity::{ListenerId, Network};
+use crate::ingress::wire;
+use crate::journal::{self, Departure};
 use crate::listener::{self, Door};
-use crate::models::wire;
 use crate::refusal::Refusal;
 use crate::state::{State, Tier};
 
@@ -54,6 +55,8 @@ const SERVED: &str = "POST /mcp";
 const BODY_MOST: usize = 1024 * 1024;
 /// Tool calls of one tier at once; each may hold an answer of 4 MiB and its parsed form.
 const CALLS_MOST: usize = 8;
+/// Lists of tools made at once for one tier; each may hold a mebibyte from every server, and its parsed form. More wait.
+const LISTS_MOST: usize = 4;
 /// ZeroClaw gives up after 120 s; the broker should be the one to say why.
 const CALL_WITHIN: Duration = Duration::from_secs(110);
 /// ZeroClaw gives `tools/list` 30 s, and then does without the tools for the whole conversation.
@@ -89,6 +92,7 @@ pub async fn serve_mcp(
         catalogue,
         sessions,
         calls: Semaphore::new(CALLS_MOST),
+        lists: Semaphore::new(LISTS_MOST),
     });
     let door = Door { id, layer: Layer::Mcp, protocol: "mcp", task: "mcp-connection" };
     let stop = draining.clone();
@@ -106,6 +110,7 @@ struct Ingress {
     catalogue: Catalogue,
     sessions: Vec<Arc<Session>>,
     calls: Semaphore,
+    lists: Semaphore,
 }
 
 impl Ingress {
@@ -171,25 +176,28 @@ impl Ingress {
                 "serverInfo": {"name": "secret-broker", "version": env!("CARGO_PKG_VERSION")},
             })),
             "ping" => Ok(json!({})),
-            "tools/list" => self.list().await,
+            "tools/list" => self.list(attempt).await,
             "tools/call" => self.call(attempt, principal, params).await,
-            _ => Err(RpcError::new(rpc::METHOD_NOT_FOUND, "method not found: this endpoint offers tools only")),
+            _ => Err(RpcError { code: rpc::METHOD_NOT_FOUND, ..self.refuse(attempt, &not_served(method)) }),
         }
     }
 
     /// Every allowed tool of every server that can be asked, or could be before. An error only where no server can: then
     /// the agent should know that it has no tools, and ask again.
-    async fn list(&self) -> Result<Value, RpcError> {
+    async fn list(&self, attempt: &Attempt) -> Result<Value, RpcError> {
         let deadline = Instant::now() + LIST_WITHIN;
+        let Ok(Ok(_list)) = timeout_at(deadline, self.lists.acquire()).await else {
+            return Err(self.refuse(attempt, &too_many("tool lists", LISTS_MOST)));
+        };
         let wanted = self.sessions.iter().map(|session| async move {
             if session.server().tools.is_empty() {
-                return Some(Vec::new());
+                return Some(Arc::default());
             }
             match list_patiently(session, deadline).await {
                 Ok(tools) => Some(tools),
                 Err(error) => {
                     tracing::warn!(tier = %self.tier.name, server = %session.server().name, error = %chain(&error), "tools cannot be listed");
-                    session.last_listed().await
+                    session.last_listed()
                 }
             }
         });
@@ -213,7 +221,7 @@ impl Ingress {
         let (Some(Value::String(name)), Some(arguments), true) =
             (name, arguments.map_or_else(|| Some(Map::new()), into_object), params.is_empty())
         else {
-            return Err(RpcError::new(rpc::INVALID_PARAMS, "tools/call takes a name and an object of arguments"));
+            return Err(RpcError { code: rpc::INVALID_PARAMS, ..self.refuse(attempt, &malformed_call()) });
         };
         let Some((tool, session)) =
             self.catalogue.tool(&name).and_then(|tool| Some((tool, self.sessions.get(tool.server)?)))
@@ -223,9 +231,14 @@ impl Ingress {
         };
         let server = session.server();
         attempt.aims_at(server.name.as_str(), Some(server.address.port()));
-        attempt.span.record("rule", format!("tools/{}/{}", server.name, harmless_line(&tool.name, TOOL_NAME_MOST)));
+        let rule = format!("tools/{}/{}", server.name, harmless_line(&tool.name, TOOL_NAME_MOST));
+        attempt.span.record("rule", rule.as_str());
         self.state.check_turn(&self.tier, attempt).map_err(|refusal| self.refuse(attempt, &refusal))?;
-        let _call = self.calls.try_acquire().map_err(|_| self.refuse(attempt, &too_many()))?;
+        let _call = self.calls.try_acquire().map_err(|_| self.refuse(attempt, &too_many("tool calls", CALLS_MOST)))?;
+        let departure = Departure::of_tool(principal, server.name.as_str(), server.address.port(), &tool.name, &rule);
+        let recorded = journal::record(&self.state.bus, attempt, &departure)
+            .await
+            .map_err(|refusal| self.refuse(attempt, &refusal))?;
 
         let mut called = Called {
             ingress: self,
@@ -237,7 +250,7 @@ impl Ingress {
             succeeded: false,
         };
         let deadline = called.began + CALL_WITHIN;
-        match session.call(&tool.name, arguments, deadline).await {
+        match session.call(&tool.name, arguments, deadline, &recorded).await {
             Ok(Ok(result)) => {
                 called.succeeded = !result::is_error(&result);
                 Ok(result::rebuild(&result))
@@ -300,7 +313,7 @@ impl Drop for Called<'_> {
 
 /// Asks until the deadline: at start the servers come up while ZeroClaw already asks. Only what cannot have reached the
 /// server, and a wrapper whose server is not up, is worth another attempt.
-async fn list_patiently(session: &Session, deadline: Instant) -> Result<Vec<Value>, SessionError> {
+async fn list_patiently(session: &Session, deadline: Instant) -> Result<Arc<Vec<Value>>, SessionError> {
     loop {
         let error = match session.list(deadline).await {
             Ok(tools) => return Ok(tools),
@@ -350,12 +363,31 @@ fn not_allowed(tier: &Tier, name: &str) -> Refusal {
     )
 }
 
-fn too_many() -> Refusal {
+fn not_served(method: &str) -> Refusal {
+    Refusal::new(
+        StatusCode::NOT_FOUND,
+        Denial::new(
+            "method-not-served",
+            format!("there is no method {:?} at this endpoint", harmless_line(method, TOOL_NAME_MOST)),
+            "this endpoint offers tools only: initialize, ping, tools/list and tools/call",
+        ),
+    )
+}
+
+fn malformed_call() -> Refusal {
+    Refusal::bad_request(
+        "malformed-call",
+        "the parameters of tools/call are not those of a tool call",
+        "tools/call takes a name and an object of arguments",
+    )
+}
+
+fn too_many(what: &str, most: usize) -> Refusal {
     Refusal::new(
         StatusCode::TOO_MANY_REQUESTS,
         Denial::new(
             "too-many-tool-calls",
-            format!("the tier has {CALLS_MOST} tool calls under way"),
+            format!("the tier has {most} {what} under way"),
             "wait for one of them; the limit is fixed for now",
         ),
     )

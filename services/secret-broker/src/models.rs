@@ -6,13 +6,11 @@
 //! choose the model's host (configuration does) and offers no other endpoint of it.
 
 mod answer;
-pub(crate) mod exact;
 mod fields;
 mod message;
 pub mod request;
 pub mod route;
 mod tool;
-pub(crate) mod wire;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -25,7 +23,7 @@ use bytes::Bytes;
 use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, USER_AGENT};
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
-use policy::Denial;
+use policy::{Denial, ModelPermit};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -38,6 +36,8 @@ use self::route::Route;
 use crate::attempt::Attempt;
 use crate::body::{self, Body};
 use crate::identity::{ListenerId, Network};
+use crate::ingress::wire;
+use crate::journal::{self, Departure};
 use crate::listener::{self, Door};
 use crate::refusal::Refusal;
 use crate::state::{State, Tier};
@@ -48,8 +48,6 @@ const SERVED: &str = "POST /v1/chat/completions and GET /v1/models";
 const BODY_MOST: usize = 8 * 1024 * 1024;
 /// Calls of one tier at once. Each may hold a body and its parsed form in memory.
 const CALLS_MOST: usize = 8;
-/// What permits a model call: the stack's model route, not a rule of the tier.
-const RULE: &str = "model-route";
 
 /// Serves a tier's model ingress until the service drains.
 ///
@@ -146,18 +144,17 @@ impl Ingress {
         // Held until the answer's head is there: by then the body and its parsed form are gone.
         let _call = self.calls.try_acquire().map_err(|_| too_many())?;
         let body = wire::json_body(request, BODY_MOST).await?;
-        let rebuilt = request::rebuild(&body, &self.state.model.models)?;
+        let rebuilt = request::rebuild(&body, &self.state.model, &principal)?;
         drop(body);
-        attempt.span.record("rule", RULE);
+        let permit = rebuilt.permit.clone();
+        attempt.span.record("rule", permit.rule());
         attempt.span.record("http.request.method", "POST");
         let content = rebuilt.bytes().map_err(|_| internal())?;
         let mut account = Account {
             state: Arc::clone(&self.state),
             attempt: attempt.clone(),
-            principal,
-            model: rebuilt.model.clone(),
+            permit: permit.clone(),
             path: self.route.path.clone(),
-            rule: RULE,
             status: 0,
             bytes_out: u64::try_from(content.len()).unwrap_or(u64::MAX),
             bytes_in: 0,
@@ -166,14 +163,18 @@ impl Ingress {
         };
         let request = self.upstream_request(&rebuilt, content)?;
         let state = &self.state;
+        let recorded = journal::record(&state.bus, attempt, &Departure::of_model(&permit, &self.route)).await?;
         let user = &state.model.squid_user;
         let mut sender = state
             .upstream
             .connect(&state.tasks, attempt, user, &self.route.host, self.route.port)
             .await
             .map_err(|error| error.refusal())?;
+        if let Some(key) = permit.key() {
+            state.injected(attempt, permit.principal(), key, &self.route.host, permit.rule());
+        }
         account.left = true;
-        let response = upstream::send(&mut sender, request).await.map_err(|(error, unsent)| {
+        let response = upstream::send(&mut sender, request, &recorded).await.map_err(|(error, unsent)| {
             account.left = unsent.is_none();
             error.refusal()
         })?;
@@ -191,7 +192,8 @@ impl Ingress {
             .header(ACCEPT_ENCODING, "identity")
             .body(body::full(content))
             .map_err(|_| internal())?;
-        if let Some(name) = &self.state.model.key {
+        let permit: &ModelPermit = &rebuilt.permit;
+        if let Some(name) = permit.key() {
             let key = self.state.secrets.value(name).map_err(|problem| {
                 Refusal::new(
                     StatusCode::SERVICE_UNAVAILABLE,
@@ -202,7 +204,7 @@ impl Ingress {
                     ),
                 )
             })?;
-            let bearer = Zeroizing::new(format!("Bearer {}", key.dangerous_expose()));
+            let bearer = Zeroizing::new(format!("Bearer {}", key.expose_to_model(permit)));
             let mut value = HeaderValue::from_str(&bearer).map_err(|_| internal())?;
             value.set_sensitive(true);
             request.headers_mut().insert(AUTHORIZATION, value);

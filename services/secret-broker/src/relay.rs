@@ -1,7 +1,7 @@
 //! One request through an intercepted tunnel: decide, swap the placeholder, send through Squid, scrub the answer.
 //!
-//! The order is the point: nothing is connected before a permit exists and the placeholder stands where it has to; no
-//! secret is put in before the host has proven who it is; nothing of the answer is passed on that was not searched.
+//! The order is the point: nothing is connected before a permit exists, the placeholder stands where it has to and the
+//! decision is stored; no secret is put in before the host has proven who it is; nothing of the answer is passed on that was not searched.
 
 use std::fmt;
 use std::pin::Pin;
@@ -27,11 +27,12 @@ use tracing::Instrument;
 use crate::attempt::{Attempt, Left};
 use crate::body::{Body, BodyError, bounded};
 use crate::framing::Ambiguity;
+use crate::journal::{self, Departure};
 use crate::refusal::Refusal;
 use crate::rewrite::{scrub_body, scrub_headers};
 use crate::state::{State, Tier};
 use crate::upstream::{self, UpstreamError};
-use crate::{headers, inject};
+use crate::{credential, headers, inject, routing};
 
 /// An upstream connection is kept this long for a further request.
 const LINK_IDLE: Duration = Duration::from_secs(5);
@@ -117,6 +118,7 @@ impl Relay {
         }
         let mut outgoing = headers::of_request(parts.headers);
         let ready = inject::prepare(&permit, &outgoing, &self.state.secrets)?;
+        let recorded = journal::record(&self.state.bus, attempt, &Departure::of_request(&permit)).await?;
         let mut sender = self.sender(attempt).await.map_err(|error| error.refusal())?;
 
         if let Some(ready) = &ready {
@@ -127,22 +129,22 @@ impl Relay {
         let body = Counted { inner: bounded(incoming), count: Arc::clone(&sent) }.boxed_unsync();
         let request = outbound(&permit, outgoing, body)?;
         // From here on the request counts as having left, whatever comes of it.
-        let mut journal = Journal::new(&self.state, attempt, &permit, sent);
+        let mut account = Account::new(&self.state, attempt, &permit, sent);
         tracing::info!(rule = permit.rule(), source = permit.source(), method = %method, path = %permit.request().path, "permitted");
-        let response = match upstream::send(&mut sender, request).await {
+        let response = match upstream::send(&mut sender, request, &recorded).await {
             Ok(response) => response,
             // The kept connection had ended meanwhile and nothing was sent on it: once more on a fresh one.
             Err((_, Some(request))) => {
                 sender = self.dial(attempt).await.map_err(|error| {
-                    journal.left = false;
+                    account.left = false;
                     error.refusal()
                 })?;
-                upstream::send(&mut sender, request).await.map_err(|(error, _)| error.refusal())?
+                upstream::send(&mut sender, request, &recorded).await.map_err(|(error, _)| error.refusal())?
             }
             Err((error, None)) => return Err(error.refusal()),
         };
-        journal.status = response.status().as_u16();
-        let answer = self.answer_from(&method_of(&permit), response, journal)?;
+        account.status = response.status().as_u16();
+        let answer = self.answer_from(&method_of(&permit), response, account)?;
         *self.link() = Some(Link { sender, turn: attempt.turn.turn.clone(), used: Instant::now() });
         Ok(answer)
     }
@@ -168,6 +170,7 @@ impl Relay {
         let request =
             policy::Request::parse(target.clone(), parts.method.as_str(), parts.uri.path(), parts.uri.query())
                 .map_err(|denial| Refusal::new(StatusCode::BAD_REQUEST, denial))?;
+        routing::check(&parts.headers, request.query.as_ref())?;
         self.state.check_turn(&self.tier, attempt)?;
         Ok(decide(&self.tier.policy, self.permit.principal(), &request)?)
     }
@@ -194,15 +197,19 @@ impl Relay {
         &self,
         method: &Method,
         response: Response<Incoming>,
-        journal: Journal,
+        account: Account,
     ) -> Result<Response<Body>, Refusal> {
         let (mut parts, incoming) = response.into_parts();
         headers::check_answer(parts.status, &parts.headers)?;
         let bodiless = *method == Method::HEAD || parts.status == StatusCode::NOT_MODIFIED;
         headers::of_answer(&mut parts.headers, bodiless);
+        if account.permit.injection().is_some() {
+            let dropped = credential::drop_issued(&mut parts.headers);
+            account.attempt.span.record("answer.credentials_dropped", dropped);
+        }
         scrub_headers(&self.tier.scrubber, &mut parts.headers);
-        let journaled = Journaled { inner: bounded(incoming), journal }.boxed_unsync();
-        let mut answer = Response::new(scrub_body(&self.tier.scrubber, journaled));
+        let accounted = Accounted { inner: bounded(incoming), account }.boxed_unsync();
+        let mut answer = Response::new(scrub_body(&self.tier.scrubber, accounted));
         // The reason phrase and other extensions stay behind: hyper writes the standard phrase of the status.
         *answer.status_mut() = parts.status;
         *answer.headers_mut() = parts.headers;
@@ -251,7 +258,7 @@ fn method_of(permit: &Permit) -> Method {
 }
 
 /// Publishes `egress.allowed` exactly once, when the answer has been passed on or was given up.
-struct Journal {
+struct Account {
     state: Arc<State>,
     attempt: Attempt,
     permit: Permit,
@@ -262,7 +269,7 @@ struct Journal {
     received: u64,
 }
 
-impl Journal {
+impl Account {
     fn new(state: &Arc<State>, attempt: &Attempt, permit: &Permit, sent: Arc<AtomicU64>) -> Self {
         Self {
             state: Arc::clone(state),
@@ -276,7 +283,7 @@ impl Journal {
     }
 }
 
-impl Drop for Journal {
+impl Drop for Account {
     fn drop(&mut self) {
         if !self.left {
             return;
@@ -336,13 +343,13 @@ impl http_body::Body for Counted {
     }
 }
 
-/// Keeps the journal open while the answer flows.
-struct Journaled {
+/// Keeps the account open while the answer flows.
+struct Accounted {
     inner: Body,
-    journal: Journal,
+    account: Account,
 }
 
-impl http_body::Body for Journaled {
+impl http_body::Body for Accounted {
     type Data = Bytes;
     type Error = BodyError;
 
@@ -351,7 +358,7 @@ impl http_body::Body for Journaled {
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
         {
-            self.journal.received = self.journal.received.saturating_add(length(data));
+            self.account.received = self.account.received.saturating_add(length(data));
         }
         Poll::Ready(frame)
     }

@@ -1,7 +1,8 @@
 //! Finding secrets in what comes back, and masking them. Pure: bytes in, bytes out, whatever the chunks.
 //!
-//! A secret is found as it is, in base64 and base64url at each of the three alignments, in hex of either case, and each
-//! of these also with any of its characters percent-encoded or JSON-escaped. What is found is overwritten with `*`, byte
+//! A secret is found as it is, in base64 and base64url at each of the three alignments, in hex of any case, and each of
+//! these also with any of its characters percent-encoded or JSON-escaped. A secret that is itself hex or a UUID is found
+//! in any case too, with and without its hyphens: hosts spell such values as they like. What is found is overwritten with `*`, byte
 //! for byte: lengths and offsets stay true, so nothing else of the answer changes, and overlapping finds cannot shield
 //! one another.
 //!
@@ -44,18 +45,37 @@ pub struct Scrubber {
 }
 
 struct Search {
-    /// Every form of every secret, matched anywhere and overlapping.
-    forms: AhoCorasick,
-    /// The secrets themselves, in any case: header names are folded to lower case before they are seen here.
-    names: AhoCorasick,
-    /// The same forms, sorted, to ask whether some bytes begin one.
-    sorted: Vec<Zeroizing<Vec<u8>>>,
+    /// Every form of every secret in any case, matched anywhere and overlapping; whether the case is right is looked at
+    /// afterwards. One pass over the bytes is what scrubbing costs, and finds are rare.
+    automaton: AhoCorasick,
+    /// The same forms in the same order, sorted by their lower case, to ask whether some bytes begin one.
+    forms: Vec<Form>,
     longest: usize,
+}
+
+/// One spelling of a secret.
+struct Form {
+    text: Zeroizing<Vec<u8>>,
+    lower: Zeroizing<Vec<u8>>,
+    /// Whether it means the same in any case.
+    any_case: bool,
+}
+
+impl Form {
+    fn new(text: Vec<u8>, any_case: bool) -> Self {
+        let lower = Zeroizing::new(text.to_ascii_lowercase());
+        Self { text: Zeroizing::new(text), lower, any_case }
+    }
+
+    /// Whether bytes that equal its beginning in lower case are its beginning.
+    fn begins_with(&self, bytes: &[u8]) -> bool {
+        self.any_case || self.text.starts_with(bytes)
+    }
 }
 
 impl fmt::Debug for Scrubber {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let forms = self.search.as_ref().map_or(0, |search| search.sorted.len());
+        let forms = self.search.as_ref().map_or(0, |search| search.forms.len());
         f.debug_struct("Scrubber").field("forms", &forms).finish_non_exhaustive()
     }
 }
@@ -70,25 +90,21 @@ impl Scrubber {
         if values.is_empty() {
             return Ok(Self { search: None });
         }
-        let mut sorted: Vec<Zeroizing<Vec<u8>>> = values.iter().flat_map(|value| forms(value)).collect();
-        sorted.sort_by(|one, other| one.as_slice().cmp(other.as_slice()));
-        sorted.dedup_by(|one, other| one.as_slice() == other.as_slice());
-        let longest = sorted.iter().map(|form| form.len()).max().unwrap_or(0);
-        let build = |fold: bool, patterns: &mut dyn Iterator<Item = &[u8]>| {
-            AhoCorasick::builder()
-                .match_kind(MatchKind::Standard)
-                .kind(Some(AhoCorasickKind::ContiguousNFA))
-                .ascii_case_insensitive(fold)
-                .build(patterns)
-                .map_err(|_| ScrubberError::TooLarge)
-        };
-        let search = Search {
-            forms: build(false, &mut sorted.iter().map(|form| form.as_slice()))?,
-            names: build(true, &mut values.into_iter())?,
-            sorted,
-            longest,
-        };
-        Ok(Self { search: Some(search) })
+        let mut forms: Vec<Form> = values.iter().flat_map(|value| forms(value)).collect();
+        forms.sort_by(|one, other| {
+            let by_text = one.text.as_slice().cmp(other.text.as_slice());
+            one.lower.as_slice().cmp(other.lower.as_slice()).then(by_text).then(other.any_case.cmp(&one.any_case))
+        });
+        // Of equal texts the one that is found in any case comes first and stays.
+        forms.dedup_by(|one, other| one.text.as_slice() == other.text.as_slice());
+        let longest = forms.iter().map(|form| form.text.len()).max().unwrap_or(0);
+        let automaton = AhoCorasick::builder()
+            .match_kind(MatchKind::Standard)
+            .kind(Some(AhoCorasickKind::ContiguousNFA))
+            .ascii_case_insensitive(true)
+            .build(forms.iter().map(|form| form.text.as_slice()))
+            .map_err(|_| ScrubberError::TooLarge)?;
+        Ok(Self { search: Some(Search { automaton, forms, longest }) })
     }
 
     /// Masks every secret in bytes that are complete; `None` when there is none.
@@ -102,17 +118,22 @@ impl Scrubber {
         marked.contains(&true).then(|| masked(bytes, &marked))
     }
 
-    /// Whether a header name, itself any text a host chose, is made of a secret.
+    /// Whether a header name, itself any text a host chose, is made of a secret, in any case: header names are folded to
+    /// lower case before they are seen here.
     #[must_use]
     pub fn is_in_name(&self, name: &str) -> bool {
-        self.search.as_ref().is_some_and(|search| search.names.is_match(name) || search.forms.is_match(name))
+        self.search.as_ref().is_some_and(|search| search.automaton.is_match(name))
     }
 }
 
 impl Search {
     /// Marks the source bytes of every form found in a view.
     fn mark(&self, view: &View<'_>, marked: &mut [bool]) {
-        for found in self.forms.find_overlapping_iter(view.bytes()) {
+        for found in self.automaton.find_overlapping_iter(view.bytes()) {
+            let form = self.forms.get(found.pattern().as_usize());
+            if !view.bytes().get(found.range()).zip(form).is_some_and(|(bytes, form)| form.begins_with(bytes)) {
+                continue;
+            }
             let (start, end) = view.source_range(found.start(), found.end());
             if let Some(range) = marked.get_mut(start..end) {
                 range.fill(true);
@@ -124,15 +145,21 @@ impl Search {
     fn undecided_from(&self, view: &View<'_>) -> usize {
         let bytes = view.bytes();
         let window = bytes.len().saturating_sub(self.longest.saturating_sub(1));
-        (window..bytes.len())
-            .find(|start| bytes.get(*start..).is_some_and(|suffix| self.begins_a_form(suffix)))
-            .map_or(view.pending_from(), |start| view.source_of(start))
+        let tail = bytes.get(window..).unwrap_or_default();
+        let lower = tail.to_ascii_lowercase();
+        (0..tail.len())
+            .find(|start| match (tail.get(*start..), lower.get(*start..)) {
+                (Some(text), Some(lower)) => self.begins_a_form(text, lower),
+                _ => false,
+            })
+            .map_or(view.pending_from(), |start| view.source_of(window.saturating_add(start)))
     }
 
-    /// Whether some form is longer than `text` and begins with it.
-    fn begins_a_form(&self, text: &[u8]) -> bool {
-        let next = self.sorted.partition_point(|form| form.as_slice() <= text);
-        self.sorted.get(next).is_some_and(|form| form.starts_with(text))
+    /// Whether some form is longer than `text`, whose lower case is `lower`, and begins with it.
+    fn begins_a_form(&self, text: &[u8], lower: &[u8]) -> bool {
+        let next = self.forms.partition_point(|form| form.lower.as_slice() <= lower);
+        let candidates = self.forms.get(next..).unwrap_or_default().iter();
+        candidates.take_while(|form| form.lower.starts_with(lower)).any(|form| form.begins_with(text))
     }
 }
 
@@ -220,12 +247,17 @@ fn masked(bytes: &[u8], marked: &[bool]) -> Vec<u8> {
 }
 
 /// The forms that are searched for literally; percent and JSON escapes come in through the views.
-fn forms(value: &[u8]) -> Vec<Zeroizing<Vec<u8>>> {
-    let mut forms = vec![
-        Zeroizing::new(value.to_vec()),
-        Zeroizing::new(hex::encode(value).into_bytes()),
-        Zeroizing::new(hex::encode_upper(value).into_bytes()),
-    ];
+fn forms(value: &[u8]) -> Vec<Form> {
+    // Hex digits in groups, as UUIDs and many keys are: the case says nothing, and the hyphens little.
+    let is_hex = value.iter().all(|byte| byte.is_ascii_hexdigit() || *byte == b'-');
+    let mut forms = vec![Form::new(value.to_vec(), is_hex), Form::new(hex::encode(value).into_bytes(), true)];
+    if is_hex && value.contains(&b'-') {
+        let digits: Vec<u8> = value.iter().copied().filter(|byte| *byte != b'-').collect();
+        // As short as the shortest secret: what is shorter would be found by chance.
+        if digits.len() >= crate::secrets::SHORTEST {
+            forms.push(Form::new(digits, true));
+        }
+    }
     for offset in 0..3_usize {
         let mut shifted = Zeroizing::new(vec![0; offset]);
         shifted.extend_from_slice(value);
@@ -236,7 +268,7 @@ fn forms(value: &[u8]) -> Vec<Zeroizing<Vec<u8>>> {
         for engine in [STANDARD_NO_PAD, URL_SAFE_NO_PAD] {
             let encoded = Zeroizing::new(engine.encode(shifted.as_slice()).into_bytes());
             if let Some(own) = encoded.get(from..whole) {
-                forms.push(Zeroizing::new(own.to_vec()));
+                forms.push(Form::new(own.to_vec(), false));
             }
         }
     }

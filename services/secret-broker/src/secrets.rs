@@ -9,7 +9,7 @@ use std::fmt;
 use std::path::Path;
 
 use assistant_proto::name::SecretName;
-use policy::Permit;
+use policy::{ModelPermit, Permit};
 use service_kit::files::read_secret;
 use zeroize::Zeroizing;
 
@@ -46,8 +46,14 @@ impl Secret {
         &self.0
     }
 
-    /// The value without a permit: only for the model route, which is configuration and not a rule, and for building
-    /// scrubbers.
+    /// The value, for the one model call that `permit` is for.
+    #[must_use]
+    pub fn expose_to_model(&self, permit: &ModelPermit) -> &str {
+        tracing::trace!(rule = permit.rule(), "secret exposed");
+        &self.0
+    }
+
+    /// The value without a permit: only for building scrubbers.
     #[must_use]
     pub fn dangerous_expose(&self) -> &str {
         &self.0

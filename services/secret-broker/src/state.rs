@@ -20,6 +20,7 @@ use tokio::sync::Semaphore;
 use crate::attempt::{Attempt, Left};
 use crate::authority::{Authority, AuthorityError};
 use crate::body::Body;
+use crate::denials::Denials;
 use crate::identity::{Directory, ListenerId, Principal, Scheme};
 use crate::refusal::{Counted, Refusal};
 use crate::rewrite::Scrubber;
@@ -71,6 +72,8 @@ pub struct State {
     pub turns: Turns,
     /// Where events go.
     pub bus: Bus,
+    /// Tells refusals on the bus.
+    pub denials: Denials,
     /// Spawns connection tasks.
     pub tasks: Tasks,
     injections: BTreeMap<SecretName, AtomicU64>,
@@ -139,6 +142,7 @@ impl State {
             authority,
             model: config.model,
             turns: Turns::new(),
+            denials: Denials::new(bus.clone()),
             bus,
             tasks,
             injections,
@@ -184,8 +188,11 @@ impl State {
         let reason = refusal.denial.reason;
         attempt.span.record("denied", reason);
         attempt.span.record("otel.status_code", "ERROR");
-        if refusal.counted == Counted::Here {
-            self.bus.emit(&attempt.denied(&refusal.denial), EventId::unique(), Some(attempt.traceparent()));
+        if refusal.counted == Counted::Here
+            && !self.denials.count(attempt.denied(&refusal.denial), attempt.traceparent())
+        {
+            // Folded with its equals, in the log as well.
+            return;
         }
         tracing::info!(
             parent: &attempt.span,

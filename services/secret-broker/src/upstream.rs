@@ -37,6 +37,7 @@ use zeroize::Zeroizing;
 
 use crate::attempt::Attempt;
 use crate::body::Body;
+use crate::journal::Recorded;
 use crate::refusal::Refusal;
 
 /// For TCP to Squid, CONNECT, TLS and HTTP together; Squid gives up connecting after 5 s.
@@ -55,10 +56,13 @@ pub enum UpstreamError {
     /// Nobody listens where Squid should be.
     #[error("Squid cannot be reached")]
     SquidUnreachable(#[source] io::Error),
-    /// Squid said no, or hung up on the CONNECT (its way of denying).
-    #[error("Squid refused the connection{}", status.map(|status| format!(" with status {status}")).unwrap_or_default())]
+    /// Squid reset the connection: its way of denying, with a line in its log.
+    #[error("Squid refused the connection")]
+    SquidReset,
+    /// Squid answered the CONNECT with something other than yes, or ended without an answer.
+    #[error("Squid did not make the connection{}", status.map(|status| format!(": status {status}")).unwrap_or_default())]
     SquidRefused {
-        /// Its status; none when it closed the connection.
+        /// Its status; none when there was no answer.
         status: Option<u16>,
     },
     /// What answered is not who it should be.
@@ -100,9 +104,17 @@ impl UpstreamError {
                 StatusCode::SERVICE_UNAVAILABLE,
                 denial("squid-unreachable", "see whether the container assistant-squid runs; it recovers by itself"),
             ),
-            Self::SquidRefused { .. } => Refusal::elsewhere(
+            Self::SquidReset | Self::SquidRefused { status: Some(..=499) } => Refusal::elsewhere(
                 StatusCode::BAD_GATEWAY,
                 denial("squid-refused", "add the host to squid/allowlist.txt, and see egress.denied with layer squid"),
+            ),
+            // No denial of Squid's, so nothing that is counted from its log: it broke, or could not reach the host.
+            Self::SquidRefused { .. } => Refusal::new(
+                StatusCode::BAD_GATEWAY,
+                denial(
+                    "squid-failed",
+                    "see whether the host exists and the container assistant-squid is well; try again",
+                ),
             ),
             Self::Unverified(_) => Refusal::new(
                 StatusCode::BAD_GATEWAY,
@@ -313,7 +325,7 @@ impl Upstream {
     }
 }
 
-/// Sends a request and waits for the head of its answer. A connection that had already ended gives the request back.
+/// Sends a request whose permit was stored, and waits for the head of its answer. A connection that had already ended gives the request back.
 ///
 /// # Errors
 /// `Err((error, Some(request)))` when nothing of it was sent and a fresh connection may be tried.
@@ -321,6 +333,7 @@ impl Upstream {
 pub async fn send(
     sender: &mut SendRequest<Body>,
     request: Request<Body>,
+    _recorded: &Recorded,
 ) -> Result<Response<Incoming>, (UpstreamError, Option<Request<Body>>)> {
     match timeout(ANSWER_DEADLINE, sender.try_send_request(request)).await {
         Ok(Ok(response)) => Ok(response),
@@ -332,7 +345,7 @@ pub async fn send(
     }
 }
 
-/// Speaks the CONNECT. Squid denies by closing the connection, so an early end is a refusal.
+/// Speaks the CONNECT. Squid denies by resetting the connection (`deny_info TCP_RESET`).
 async fn connect_through(
     stream: &mut TcpStream,
     host: &HostName,
@@ -343,7 +356,10 @@ async fn connect_through(
     let head = Zeroizing::new(format!(
         "CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\nProxy-Authorization: {authorization}\r\ntraceparent: {traceparent}\r\n\r\n"
     ));
-    let hung_up = |_: io::Error| UpstreamError::SquidRefused { status: None };
+    let hung_up = |error: io::Error| match error.kind() {
+        io::ErrorKind::ConnectionReset => UpstreamError::SquidReset,
+        _ => UpstreamError::SquidRefused { status: None },
+    };
     stream.write_all(head.as_bytes()).await.map_err(hung_up)?;
     let mut answer = Vec::with_capacity(512);
     let end = loop {

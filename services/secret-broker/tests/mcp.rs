@@ -33,6 +33,12 @@ enum Mood {
     WrongId,
     TooLarge,
     NotJson,
+    /// Pages of 200 tools without end.
+    ListsForEver,
+    /// One page of 2 MiB.
+    ListsMuch,
+    /// Pages of 100 KiB without end.
+    ListsLong,
 }
 
 impl Server {
@@ -79,6 +85,15 @@ impl Server {
             _ if mood == Mood::HangsUp && is_call => return None,
             "notifications/initialized" => return status(202),
             "initialize" => json!({"protocolVersion": "2024-11-05", "capabilities": {"tools": {}}, "serverInfo": {}}),
+            "tools/list" if mood == Mood::ListsForEver => {
+                json!({"tools": vec![json!({"name": "get_tasks"}); 200], "nextCursor": "more"})
+            }
+            "tools/list" if mood == Mood::ListsMuch => {
+                json!({"tools": [{"name": "get_tasks", "description": "x".repeat(2 * 1024 * 1024)}]})
+            }
+            "tools/list" if mood == Mood::ListsLong => {
+                json!({"tools": [{"name": "other", "description": "x".repeat(100 * 1024)}], "nextCursor": "more"})
+            }
             "tools/list" => json!({"tools": [
                 {"name": "get_tasks", "description": "Lists\u{1b}[2J tasks.", "inputSchema": {"type": "object"}},
                 {"name": "delete_all", "description": "Deletes.", "inputSchema": {"type": "object"}},
@@ -108,10 +123,14 @@ struct Bench {
 }
 
 async fn bench(background: bool) -> Bench {
+    bench_with(Setup { background, ..Setup::default() }).await
+}
+
+async fn bench_with(setup: Setup) -> Bench {
     let stop = CancellationToken::new();
     let server = Server::default();
     let config = server.start(&Tasks::new(stop.clone()), "marvin", &["get_tasks", "fails", "vanished"]).await;
-    let setup = Setup { background, mcp_servers: vec![config], ..Setup::default() };
+    let setup = Setup { mcp_servers: vec![config], ..setup };
     let stand = Stand::new(setup, |_| panic!("no model is called here")).await;
     let door = stand.mcp().await;
     Bench { stand, server, door, _stop: stop.drop_guard() }
@@ -262,12 +281,49 @@ async fn tools_outlive_a_moment_without_their_server() {
 }
 
 #[tokio::test]
+async fn a_list_without_end_costs_little_and_offers_nothing() {
+    for (mood, pages) in [(Mood::ListsForEver, 3), (Mood::ListsMuch, 1), (Mood::ListsLong, 11)] {
+        let bench = bench(true).await;
+        bench.server.set(mood);
+        let listed = bench.rpc("tools/list", json!({})).await;
+        assert_eq!(listed["error"]["code"], -32603, "{listed}");
+        assert_eq!(bench.server.count("tools/list"), pages, "512 tools and 1 MiB in all");
+        // The control.
+        bench.server.set(Mood::Well);
+        assert_eq!(bench.rpc("tools/list", json!({})).await["result"]["tools"][0]["name"], "get_tasks");
+    }
+}
+
+#[tokio::test]
+async fn a_call_is_on_record_before_it_reaches_the_server() {
+    let there = bench(true).await;
+    assert_eq!(there.call("get_tasks").await["result"]["isError"], false);
+    let permitted = there.stand.events("egress.permitted.tasks");
+    assert_eq!(permitted.len(), 1);
+    for (field, expected) in
+        [("host", "marvin"), ("method", "tools/call"), ("path", "get_tasks"), ("rule", "tools/marvin/get_tasks")]
+    {
+        assert_eq!(permitted[0][field], expected, "{field}");
+    }
+    let away = bench_with(Setup { bus: false, ..Setup::default() }).await;
+    let refused = away.call("get_tasks").await;
+    assert_eq!(refused["error"]["data"]["reason"], "not-journaled", "{refused}");
+    assert_eq!(away.server.calls(), [] as [Value; 0]);
+}
+
+#[tokio::test]
 async fn only_what_is_understood_is_served() {
     let bench = bench(true).await;
+    let mut counted = 0;
     for method in
         ["resources/list", "prompts/list", "sampling/createMessage", "completion/complete", "logging/setLevel", ""]
     {
-        assert_eq!(bench.rpc(method, json!({})).await["error"]["code"], -32601, "{method}");
+        let refused = bench.rpc(method, json!({})).await;
+        assert_eq!(
+            (&refused["error"]["code"], &refused["error"]["data"]["reason"]),
+            (&json!(-32601), &json!("method-not-served"))
+        );
+        counted += 1;
     }
     for params in [
         json!({}),
@@ -275,7 +331,10 @@ async fn only_what_is_understood_is_served() {
         json!({"name": "get_tasks", "arguments": []}),
         json!({"name": "get_tasks", "url": "x"}),
     ] {
-        assert_eq!(bench.rpc("tools/call", params.clone()).await["error"]["code"], -32602, "{params}");
+        let refused = bench.rpc("tools/call", params.clone()).await;
+        assert_eq!(refused["error"]["code"], -32602, "{params}");
+        assert_eq!(refused["error"]["data"]["reason"], "malformed-call", "{params}");
+        counted += 1;
     }
     let ping = json!({"jsonrpc": "2.0", "id": 1, "method": "ping"}).to_string();
     let request = |method: &str, path: &str, headers: &[(&str, &str)], body: &str| {
@@ -290,7 +349,6 @@ async fn only_what_is_understood_is_served() {
     let kind = ("content-type", "application/json");
     let large =
         json!({"jsonrpc": "2.0", "id": 1, "method": "ping", "params": {"x": "x".repeat(1024 * 1024)}}).to_string();
-    let mut counted = 0;
     for (request, status, reason, is_event) in [
         (request("POST", "/mcp", &[token, kind], &ping), 200, None, false),
         (request("POST", "/mcp", &[kind], &ping), 401, Some("no-token"), true),
@@ -325,10 +383,9 @@ async fn only_what_is_understood_is_served() {
         if let Some(reason) = reason {
             assert_eq!(answer.json()["reason"], reason, "{shown}");
         }
-        counted += usize::from(is_event);
+        counted += u64::from(is_event);
     }
-    let denied = bench.stand.events("egress.denied.tasks");
-    assert_eq!(denied.len(), counted);
+    let denied = bench.stand.wait_for_denials(counted).await;
     assert!(denied.iter().all(|event| event["principal"] == "zeroclaw-tasks"));
     assert_eq!(bench.server.calls(), [] as [Value; 0]);
 }

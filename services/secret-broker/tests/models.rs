@@ -85,6 +85,19 @@ async fn a_call_goes_out_as_made_anew_and_is_accounted_for() {
     assert_eq!(allowed[0]["principal"], "zeroclaw-tasks");
     assert_eq!(allowed[0]["bytes_in"].as_u64(), Some(answer.body.len() as u64));
     assert_eq!(stand.events("egress.denied.tasks"), [] as [Value; 0]);
+    let injected = stand.events("secret.injected.tasks");
+    assert_eq!(injected.len(), 1);
+    for (field, expected) in
+        [("secret", "model_api_key"), ("host", MODEL_HOST), ("rule", "model-route"), ("principal", "zeroclaw-tasks")]
+    {
+        assert_eq!(injected[0][field], expected, "{field}");
+    }
+    assert_eq!(stand.state.injections(&"model_api_key".parse().unwrap()), 1);
+    let permitted = stand.events("egress.permitted.tasks");
+    assert_eq!(permitted.len(), 1);
+    assert_eq!((&permitted[0]["secret"], &permitted[0]["host"]), (&json!("model_api_key"), &json!(MODEL_HOST)));
+    let subjects: Vec<_> = stand.bus.emitted().into_iter().map(|(subject, _)| subject).collect();
+    assert_eq!(subjects[0], "egress.permitted.tasks", "before anything else: {subjects:?}");
     assert!(!format!("{:?}", stand.bus.emitted()).contains(MODEL_KEY));
 }
 
@@ -229,12 +242,18 @@ async fn what_is_refused_never_leaves() {
         assert_eq!((answer.status.as_u16(), reason(&answer).as_str()), (status, expected), "{shown}");
         reasons.push(expected);
     }
-    let denied = stand.events("egress.denied.tasks");
-    let counted: Vec<&str> = denied.iter().map(|event| event["reason"].as_str().unwrap()).collect();
-    assert_eq!(counted, reasons, "each refusal is one event");
+    let denied = stand.wait_for_denials(reasons.len() as u64).await;
+    let mut counted = Vec::new();
+    for event in &denied {
+        counted.extend((0..event["count"].as_u64().unwrap()).map(|_| event["reason"].as_str().unwrap()));
+    }
+    counted.sort_unstable();
+    reasons.sort_unstable();
+    assert_eq!(counted, reasons, "each refusal is counted once");
     assert!(denied.iter().all(|event| event["layer"] == "models" && event["principal"] == "zeroclaw-tasks"));
     assert_eq!(stand.connects.all(), [] as [String; 0]);
     assert_eq!(stand.events("model.called.tasks"), [] as [Value; 0]);
+    assert_eq!(stand.events("egress.permitted.tasks"), [] as [Value; 0]);
 
     // The control: nothing of the stand kept them from leaving.
     let answer = ask(door, post(CHAT, hello().to_string())).await;
@@ -326,6 +345,16 @@ async fn errors_of_the_model_pass() {
             (status, Some("says the model"))
         );
     }
+}
+
+#[tokio::test]
+async fn what_cannot_be_put_on_record_does_not_leave() {
+    let stand = saying(Setup { bus: false, ..Setup::default() }, 200, json!({})).await;
+    let door = stand.models().await;
+    let answer = ask(door, post(CHAT, hello().to_string())).await;
+    assert_eq!((answer.status, reason(&answer).as_str()), (StatusCode::SERVICE_UNAVAILABLE, "not-journaled"));
+    assert_eq!(stand.connects.all(), [] as [String; 0]);
+    assert_eq!(stand.state.injections(&"model_api_key".parse().unwrap()), 0);
 }
 
 #[tokio::test]

@@ -21,6 +21,8 @@ use crate::files::{self, FileError};
 use crate::task::{OnEnd, Tasks};
 
 mod consume;
+#[cfg(test)]
+pub(crate) mod live;
 mod publish;
 
 pub use consume::{Raw, Received};
@@ -28,6 +30,9 @@ pub use consume::{Raw, Received};
 /// Events that may wait for the bus. At a few hundred bytes each this is tens of megabytes: hours of normal work, or
 /// half a minute of the worst flood the doors let through, after which new events are counted as lost and logged.
 const QUEUE: usize = 65_536;
+
+/// Header of a message whose sender collects the answers of services.
+const WANTS_ANSWER: &str = "assistant-wants-answer";
 
 /// Why the bus did not take or give something.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +69,51 @@ pub struct Committed {
     pub duplicate: bool,
 }
 
+/// What a stream holds at a moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// Sequence of the oldest message it has; one past the last where it is empty.
+    pub first: u64,
+    /// Sequence of the newest message it ever had.
+    pub last: u64,
+}
+
+/// How patient the bus is.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    /// First pause before an event is sent again; doubles.
+    first_retry: Duration,
+    /// Longest pause while NATS is away or slow.
+    slowest_retry: Duration,
+    /// Longest pause for what NATS refuses.
+    slowest_refused: Duration,
+    /// So often NATS may refuse an event before it is given up.
+    most_refusals: u32,
+    /// How long JetStream may take to acknowledge.
+    acknowledged: Duration,
+    /// How often JetStream is told that a message is still being worked on; well below its acknowledgement wait.
+    progress: Duration,
+    /// A handler that failed gets its message again after this long.
+    redelivery: Duration,
+    /// What could not be set aside is tried again after this long.
+    set_aside_again: Duration,
+}
+
+impl Pace {
+    /// With these pauses an event is given up some six minutes after the first refusal: a stream that is missing because
+    /// tier-supervisor is still at work is there long before.
+    const SERVICE: Self = Self {
+        first_retry: Duration::from_millis(100),
+        slowest_retry: Duration::from_secs(5),
+        slowest_refused: Duration::from_secs(30),
+        most_refusals: 20,
+        acknowledged: Duration::from_secs(5),
+        progress: Duration::from_secs(10),
+        redelivery: Duration::from_secs(2),
+        set_aside_again: Duration::from_secs(30),
+    };
+}
+
 /// The service's connection to NATS. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Bus {
@@ -88,6 +138,7 @@ struct Connected {
     lost: AtomicU64,
     closed: CancellationToken,
     finished: CancellationToken,
+    pace: Pace,
 }
 
 /// An encoded message.
@@ -125,8 +176,12 @@ impl Bus {
             .connect(config.url.clone())
             .await
             .map_err(|error| BusError::Options(Box::new(error)))?;
+        Ok(Self::over(service, client, Pace::SERVICE))
+    }
+
+    fn over(service: &'static str, client: async_nats::Client, pace: Pace) -> Self {
         let (queue, receiver) = mpsc::channel(QUEUE);
-        Ok(Self {
+        Self {
             inner: Arc::new(Inner::Connected(Box::new(Connected {
                 service,
                 jetstream: async_nats::jetstream::new(client.clone()),
@@ -137,8 +192,9 @@ impl Bus {
                 lost: AtomicU64::new(0),
                 closed: CancellationToken::new(),
                 finished: CancellationToken::new(),
+                pace,
             }))),
-        })
+        }
     }
 
     /// A bus without a server, for tests of one service: what is emitted can be read back.
@@ -174,7 +230,21 @@ impl Bus {
         }
     }
 
-    /// Events that were lost because the queue was full.
+    /// What a stream holds.
+    ///
+    /// # Errors
+    /// When NATS does not answer, or has no such stream.
+    pub async fn extent(&self, stream: &str) -> Result<Extent, BusError> {
+        let bus = self.connected()?;
+        let found = tokio::time::timeout(bus.pace.acknowledged, bus.jetstream.get_stream(stream))
+            .await
+            .map_err(|_| BusError::TimedOut(bus.pace.acknowledged))?
+            .map_err(|error| BusError::Refused(error.to_string()))?;
+        let state = &found.cached_info().state;
+        Ok(Extent { first: state.first_sequence, last: state.last_sequence })
+    }
+
+    /// Events that were lost, because the queue was full or because NATS refused them again and again.
     #[must_use]
     pub fn lost(&self) -> u64 {
         match &*self.inner {
@@ -279,10 +349,11 @@ fn header<'a>(headers: Option<&'a HeaderMap>, name: &str) -> Option<&'a str> {
 struct Undecodable(Mutex<HashMap<String, u64>>);
 
 impl Undecodable {
-    fn count(&self, subject: &str, error: &str) {
+    /// `fate` says what becomes of the message.
+    fn count(&self, subject: &str, error: &str, fate: &'static str) {
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(subject.to_owned()).or_default();
         *count = count.saturating_add(1);
-        tracing::error!(subject, error, count = *count, "a message cannot be decoded; it is set aside");
+        tracing::error!(subject, error, count = *count, fate, "a message cannot be decoded");
     }
 }

@@ -28,6 +28,8 @@ const EXIT_CONFIG: u8 = 2;
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 /// The bus gets this long to take what is queued.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(3);
+/// Control connections get this long to end by themselves; a watcher that does not is cut off.
+const CONTROL_DEADLINE: Duration = Duration::from_secs(2);
 
 /// A service of the stack.
 pub trait Service: Sized + Send + 'static {
@@ -199,8 +201,10 @@ async fn live<S: Service>(config: S::Config) -> anyhow::Result<()> {
     let common = config.common().clone();
     let shutdown = Shutdown::default();
     let tasks = Tasks::new(shutdown.deadline());
-    // What the service itself runs on ends last, so it is tracked apart.
-    let foundation = Tasks::new(shutdown.deadline());
+    // What the service itself runs on ends last, so it is tracked apart and has an end of its own: a task that is dropped
+    // at the deadline may still have something to say, and the publisher must be there to take it.
+    let foundation_end = CancellationToken::new();
+    let foundation = Tasks::new(foundation_end.clone());
     let bus = Bus::connect(S::NAME, &common.bus).await.context("the bus cannot be used")?;
     let (health, health_service) = Health::new(S::GRPC_SERVICES);
     let cx = Context { tasks, bus, health, shutdown };
@@ -227,29 +231,56 @@ async fn live<S: Service>(config: S::Config) -> anyhow::Result<()> {
     cx.health.draining();
     cx.tasks.end_is_expected();
     foundation.end_is_expected();
-    cx.shutdown.draining.cancel();
-    tokio::select! {
-        () = drained(&cx, &foundation, &control_stop) => {}
-        () = signals.next() => tracing::warn!("second signal: not waiting any longer"),
-        () = tokio::time::sleep(DRAIN_DEADLINE) => tracing::warn!("drain deadline: dropping what still runs"),
-    }
-    cx.shutdown.deadline.cancel();
-    control_stop.cancel();
-    cx.tasks.finished().await;
-    foundation.finished().await;
+    let end = End { foundation, foundation_end, control_stop, drain: DRAIN_DEADLINE, flush: FLUSH_DEADLINE };
+    end.wind_down(&cx, || signals.next()).await;
     match reason {
         None => Ok(()),
         Some(reason) => Err(anyhow::anyhow!("a critical task ended: {reason}")),
     }
 }
 
-/// Data-plane tasks and consumers end by themselves; then the bus gets what is queued, then gRPC stops.
-async fn drained(cx: &Context, foundation: &Tasks, control_stop: &CancellationToken) {
-    cx.bus.close();
-    cx.tasks.finished().await;
-    cx.bus.flush(FLUSH_DEADLINE).await;
-    control_stop.cancel();
-    foundation.finished().await;
+/// What ends after the service's own tasks.
+struct End {
+    foundation: Tasks,
+    foundation_end: CancellationToken,
+    control_stop: CancellationToken,
+    drain: Duration,
+    flush: Duration,
+}
+
+impl End {
+    /// In this order: nothing new is accepted and consumers end; tasks end by themselves or are dropped at the deadline;
+    /// the bus gets what is queued, what they said when they were dropped included; gRPC and the publisher end. `hurry`
+    /// (a second signal) cuts every wait short, but not the dropping of tasks.
+    async fn wind_down<H: Future<Output = ()>>(self, cx: &Context, hurry: impl Fn() -> H) {
+        cx.shutdown.draining.cancel();
+        cx.bus.close();
+        let mut hurried = false;
+        tokio::select! {
+            () = cx.tasks.finished() => {}
+            () = hurry() => {
+                hurried = true;
+                tracing::warn!("second signal: not waiting any longer");
+            }
+            () = tokio::time::sleep(self.drain) => tracing::warn!("drain deadline: dropping what still runs"),
+        }
+        cx.shutdown.deadline.cancel();
+        cx.tasks.finished().await;
+        // Without a wait nothing is sent any more, but what is left is counted and said.
+        let flush = if hurried { Duration::ZERO } else { self.flush };
+        tokio::select! {
+            () = cx.bus.flush(flush) => {}
+            () = hurry() => tracing::warn!("second signal: events that NATS did not take are lost"),
+        }
+        self.control_stop.cancel();
+        tokio::select! {
+            () = self.foundation.finished() => {}
+            () = hurry() => {}
+            () = tokio::time::sleep(CONTROL_DEADLINE) => {}
+        }
+        self.foundation_end.cancel();
+        self.foundation.finished().await;
+    }
 }
 
 /// SIGTERM and SIGINT.
@@ -271,5 +302,88 @@ impl Signals {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
+
+    use assistant_proto::event::EventId;
+
+    use super::*;
+    use crate::bus::live::{self, Live};
+    use crate::task::OnEnd;
+
+    /// Says something when it is dropped, as a connection does that is cut off.
+    struct LastWords(Bus);
+
+    impl Drop for LastWords {
+        fn drop(&mut self) {
+            self.0.emit(&live::checked(), EventId::unique(), None);
+        }
+    }
+
+    fn end_of(control_stop: CancellationToken) -> End {
+        let foundation_end = CancellationToken::new();
+        End {
+            foundation: Tasks::new(foundation_end.clone()),
+            foundation_end,
+            control_stop,
+            drain: Duration::from_millis(50),
+            flush: Duration::from_secs(10),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_task_says_when_the_deadline_drops_it_is_published() {
+        let server = Live::start().await;
+        server.stream("EVENTS", "floor.>").await;
+        let shutdown = Shutdown::default();
+        let tasks = Tasks::new(shutdown.deadline());
+        let cx = Context { tasks, bus: server.bus().await, health: Health::detached(), shutdown };
+        let end = end_of(CancellationToken::new());
+        cx.bus.start(&end.foundation);
+        let words = LastWords(cx.bus.clone());
+        cx.tasks.spawn("for ever", OnEnd::Expected, async move {
+            let _words = words;
+            std::future::pending().await
+        });
+        // A consumer ends in the drain, before the deadline.
+        let (consumer, consumed) = (cx.bus.clone(), CancellationToken::new());
+        let seen = consumed.clone();
+        server.consumer("EVENTS", "reader", |_| {}).await;
+        cx.tasks.spawn("consumer", OnEnd::Expected, async move {
+            consumer.consume_raw("EVENTS", "reader", async |_| Ok(())).await?;
+            seen.cancel();
+            Ok(())
+        });
+        let foundation = end.foundation.clone();
+        end.wind_down(&cx, std::future::pending::<()>).await;
+        assert_eq!(server.stored("EVENTS").await, 1);
+        assert!(consumed.is_cancelled());
+        // Nothing of the foundation is left.
+        foundation.finished().await;
+        assert_eq!(cx.bus.lost(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_control_connection_that_stays_open_is_cut_off_in_the_end() {
+        let cx = Context::detached();
+        let stop = CancellationToken::new();
+        let end = end_of(stop.clone());
+        end.foundation.spawn("watcher", OnEnd::Critical, std::future::pending());
+        end.wind_down(&cx, std::future::pending::<()>).await;
+        assert!(stop.is_cancelled());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_second_signal_does_not_wait() {
+        let cx = Context::detached();
+        cx.tasks.spawn("for ever", OnEnd::Expected, std::future::pending());
+        let end = End { drain: Duration::from_secs(3600), ..end_of(CancellationToken::new()) };
+        let before = tokio::time::Instant::now();
+        end.wind_down(&cx, || std::future::ready(())).await;
+        assert_eq!(before.elapsed(), Duration::ZERO);
     }
 }

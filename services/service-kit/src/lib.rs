@@ -4,6 +4,7 @@
 pub mod bus;
 pub mod clock;
 pub mod files;
+pub mod fold;
 pub mod host;
 pub mod net;
 pub mod task;

@@ -12,6 +12,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 /// Connections that may wait for `accept`.
 const BACKLOG: i32 = 1024;
+/// Bytes of datagrams that may wait; the kernel caps it at `net.core.rmem_max`.
+const RECEIVE_BUFFER: usize = 4 << 20;
 
 /// Listens on TCP `address:port`, on the interface that owns the address and no other. Addresses of 127.0.0.0/8 are
 /// bound without a device.
@@ -33,6 +35,8 @@ pub async fn bind_tcp_on_address(address: Ipv4Addr, port: u16) -> io::Result<tok
 /// As [`bind_tcp_on_address`].
 pub async fn bind_udp_on_address(address: Ipv4Addr, port: u16) -> io::Result<tokio::net::UdpSocket> {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
+    // As much as the system allows: what does not fit is lost before anybody can look at it.
+    socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
     prepare(&socket, address)?;
     socket.bind(&SocketAddr::new(IpAddr::V4(address), port).into())?;
     tokio::net::UdpSocket::from_std(socket.into())

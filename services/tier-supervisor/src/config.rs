@@ -11,6 +11,7 @@ mod credentials;
 mod images;
 mod limits;
 mod problem;
+mod servers;
 mod settings;
 mod tier;
 mod tiers;

@@ -24,6 +24,9 @@ pub use build::desired;
 /// and a query never becomes a frame.
 pub const SILENT_RESOLVER: Ipv4Addr = Ipv4Addr::LOCALHOST;
 
+/// Where Squid, and whoever reads it, has its log.
+pub const SQUID_LOG_DIR: &str = "/var/log/squid";
+
 /// Group of everything that shares files of the stack: `assistant`.
 pub const ASSISTANT_GID: u32 = 8700;
 
@@ -78,6 +81,16 @@ impl Desired {
     #[must_use]
     pub fn container(&self, name: &str) -> Option<&ContainerSpec> {
         self.containers.iter().find(|container| container.name == name)
+    }
+
+    /// The volume that Squid writes its log to.
+    #[must_use]
+    pub fn squid_log_volume(&self) -> Option<&str> {
+        let squid = self.containers.iter().find(|container| container.role == Role::Squid)?;
+        squid.mounts.iter().find_map(|mount| match &mount.source {
+            MountSource::Volume(name) if mount.target == SQUID_LOG_DIR => Some(name.as_str()),
+            _ => None,
+        })
     }
 
     /// The network of that name.

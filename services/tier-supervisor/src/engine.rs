@@ -62,6 +62,9 @@ pub trait Engine: Send + Sync + 'static {
     /// Stops a container by id, with the grace its processes need to drain. Not running is success.
     fn stop_container(&self, id: &str) -> impl Future<Output = Result<(), EngineError>> + Send;
 
+    /// Sends a signal to a container's first process, which hands it on.
+    fn signal_container(&self, id: &str, signal: &str) -> impl Future<Output = Result<(), EngineError>> + Send;
+
     /// Removes a container by id, with its anonymous volumes; kills it if it runs. Gone already is success.
     fn remove_container(&self, id: &str) -> impl Future<Output = Result<(), EngineError>> + Send;
 

@@ -1,8 +1,9 @@
 //! Does one step of a plan. Dull on purpose: what to do and in which order is `plan`'s affair.
 //!
 //! It owns what a step consists of where that is more than one call, above all the start of a container: started, named
-//! in the kernel table by the ports it got, its namespace prepared, waited for. Until the table names it, a container
-//! reaches nothing; if its namespace cannot be prepared, it does not go on running.
+//! in the kernel table by the ports it got, its namespace prepared. Until the table names it, a container reaches nothing;
+//! if it cannot be prepared, for whatever reason, it does not go on running. Whether it is ready is asked in a step of its
+//! own, briefly: nobody looks after the walls while a step runs.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -10,13 +11,17 @@ use std::time::{Duration, SystemTime};
 use service_kit::text::harmless_line;
 
 use crate::desired::{ContainerSpec, Desired, Ready, VolumeSpec};
-use crate::engine::{Engine, EngineError};
-use crate::observed::{Container, State};
+use crate::engine::{Engine, EngineError, Inventory};
+use crate::observed::{Container, Incarnation, READY_WITHIN, SquidLog, State};
 use crate::plan::Action;
 use crate::vm::{NotReady, Vm, VmError};
 
-/// How long a container may take until it is ready. ZeroClaw and Jaeger take seconds on a busy two-core machine.
-const READY_WITHIN: Duration = Duration::from_secs(90);
+/// How long one step waits for a container. Most are ready by then, which spares a look at everything.
+pub const WAIT_AT_ONCE: Duration = Duration::from_secs(2);
+/// How long Squid may take to open its log anew.
+const REOPENED_WITHIN: Duration = Duration::from_secs(5);
+/// What tells Squid to open its logs anew. With `logfile_rotate 0` it renames nothing itself.
+const REOPEN: &str = "SIGUSR1";
 /// How often it is asked meanwhile.
 const ASK_EVERY: Duration = Duration::from_millis(250);
 /// Lines of a container's log that go into an error.
@@ -47,8 +52,14 @@ pub enum ExecuteError {
         /// Which volume.
         name: String,
     },
+    /// Squid's log was renamed, and Squid did not open a new one.
+    #[error("{container} does not open a new log within {} s; it is told again", REOPENED_WITHIN.as_secs())]
+    NotReopened {
+        /// Which container.
+        container: String,
+    },
     /// It ended.
-    #[error("{container} ended with status {code} while it was waited for{}", shown(log))]
+    #[error("{container} ended with status {code}{}", shown(log))]
     Ended {
         /// Which container.
         container: String,
@@ -67,14 +78,48 @@ pub enum ExecuteError {
         /// The end of its log, made harmless.
         log: Vec<String>,
     },
-    /// Its namespace could not be prepared.
+    /// It could not be prepared.
     #[error("{container} was stopped because its namespace could not be prepared: {source}")]
     NotPrepared {
         /// Which container.
         container: String,
         /// Why.
-        source: VmError,
+        source: PrepareError,
     },
+    /// It could not be prepared, and could not be stopped either.
+    #[error("{container} could not be prepared ({source}), nor stopped: {stop}; it reaches only what the table names")]
+    NotStopped {
+        /// Which container.
+        container: String,
+        /// Why it was to be stopped.
+        source: PrepareError,
+        /// Why it was not.
+        stop: Box<EngineError>,
+    },
+}
+
+/// Why a container that was started could not be prepared.
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    /// The engine did not say which process it is.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The table or its namespace.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+}
+
+impl ExecuteError {
+    /// Whether the engine as a whole is away, which is no container's failure.
+    #[must_use]
+    pub fn is_engine_away(&self) -> bool {
+        match self {
+            Self::Engine(error)
+            | Self::NotPrepared { source: PrepareError::Engine(error), .. }
+            | Self::NotStopped { source: PrepareError::Engine(error), .. } => error.is_unavailable(),
+            _ => false,
+        }
+    }
 }
 
 fn shown(log: &[String]) -> String {
@@ -86,15 +131,34 @@ fn shown(log: &[String]) -> String {
 pub enum Done {
     /// Nothing to remember.
     Plainly,
-    /// A container is prepared and ready.
-    Settled {
+    /// A container runs and is prepared.
+    Prepared {
         /// Its name.
         name: String,
-        /// The engine's id.
-        id: String,
-        /// Its first process.
-        pid: u32,
+        /// The run that was prepared.
+        run: Incarnation,
     },
+    /// A container is ready.
+    Ready {
+        /// Its name.
+        name: String,
+    },
+    /// A container is not ready yet, and has time left.
+    NotYet {
+        /// Its name.
+        name: String,
+        /// What it was asked.
+        why: NotReady,
+    },
+}
+
+/// What is known of a container that is to be waited for.
+#[derive(Debug, Clone, Default)]
+pub struct Wait {
+    /// The run that was prepared.
+    pub run: Option<Incarnation>,
+    /// How long the step may take.
+    pub patience: Duration,
 }
 
 /// Does steps for one desired state.
@@ -112,11 +176,11 @@ impl<'a, E: Engine, V: Vm> Executor<'a, E, V> {
         Self { engine, vm, desired }
     }
 
-    /// Does one step.
+    /// Does one step. `wait` is for [`Action::AwaitReady`].
     ///
     /// # Errors
     /// See [`ExecuteError`]. A step that failed may be repeated.
-    pub async fn execute(&self, action: &Action) -> Result<Done, ExecuteError> {
+    pub async fn execute(&self, action: &Action, wait: Wait) -> Result<Done, ExecuteError> {
         let mode = self.desired.mode;
         match action {
             Action::LoadTable => self.load_table().await?,
@@ -149,14 +213,20 @@ impl<'a, E: Engine, V: Vm> Executor<'a, E, V> {
             Action::StartContainer { name } => {
                 let spec = self.container(name)?;
                 let id = self.find(name).await?.id;
-                self.engine.start_container(&id).await?;
-                return self.bring_up(spec, &id).await;
+                return self.start(spec, &id).await;
             }
             Action::AdoptContainer { name } => {
                 let spec = self.container(name)?;
                 let id = self.find(name).await?.id;
-                return self.bring_up(spec, &id).await;
+                let inventory = self.engine.inventory().await?;
+                return match self.prepare(spec, &id, &inventory).await {
+                    Err(Unprepared::Failed(source)) => Err(self.stop_unprepared(spec, &id, source).await),
+                    Err(Unprepared::Ended(error)) => Err(error),
+                    Ok(done) => Ok(done),
+                };
             }
+            Action::AwaitReady { name } => return self.await_ready(self.container(name)?, wait).await,
+            Action::RotateLog { id, name } => self.rotate_log(self.container(name)?, id).await?,
         }
         Ok(Done::Plainly)
     }
@@ -167,53 +237,96 @@ impl<'a, E: Engine, V: Vm> Executor<'a, E, V> {
         Ok(())
     }
 
-    /// From started to ready.
-    async fn bring_up(&self, spec: &ContainerSpec, id: &str) -> Result<Done, ExecuteError> {
-        let inventory = self.engine.inventory().await?;
-        let found = inventory.containers.iter().find(|found| found.id == id).ok_or_else(|| outdated(&spec.name))?;
+    /// From made to prepared. Whatever fails on the way: it does not go on running, even if only the answer to the start
+    /// was lost.
+    async fn start(&self, spec: &ContainerSpec, id: &str) -> Result<Done, ExecuteError> {
+        if let Err(error) = self.engine.start_container(id).await {
+            if let Err(stop) = self.engine.stop_container(id).await {
+                tracing::error!(container = %spec.name, %stop, "its start failed, and it could not be stopped");
+            }
+            return Err(error.into());
+        }
+        let inventory = match self.engine.inventory().await {
+            Ok(inventory) => inventory,
+            Err(error) => return Err(self.stop_unprepared(spec, id, error.into()).await),
+        };
+        match self.prepare(spec, id, &inventory).await {
+            Ok(done) => Ok(done),
+            Err(Unprepared::Failed(source)) => Err(self.stop_unprepared(spec, id, source).await),
+            Err(Unprepared::Ended(error)) => Err(error),
+        }
+    }
+
+    async fn stop_unprepared(&self, spec: &ContainerSpec, id: &str, source: PrepareError) -> ExecuteError {
+        let container = spec.name.clone();
+        match self.engine.stop_container(id).await {
+            Ok(()) => ExecuteError::NotPrepared { container, source },
+            Err(stop) => ExecuteError::NotStopped { container, source, stop: Box::new(stop) },
+        }
+    }
+
+    /// Names a running container's ports in the table and prepares its namespace.
+    async fn prepare(&self, spec: &ContainerSpec, id: &str, inventory: &Inventory) -> Result<Done, Unprepared> {
+        let Some(found) = inventory.containers.iter().find(|found| found.id == id) else {
+            return Err(Unprepared::Ended(outdated(&spec.name)));
+        };
         let State::Running { pid, started_at } = found.state else {
             let code = if let State::Exited { code } = found.state { code } else { -1 };
-            return Err(self.ended(spec, id, code, SystemTime::UNIX_EPOCH).await);
+            return Err(Unprepared::Ended(self.ended(spec, id, code, SystemTime::UNIX_EPOCH).await));
         };
         let walls = async {
             self.vm.load_table(self.desired, &inventory.containers).await?;
             self.vm.prepare(pid, self.desired, spec).await
         };
         if let Err(source) = walls.await {
-            if !self.vm.is_alive(pid) {
-                // The process ended; that its namespace is gone is a consequence.
-                return Err(self.ended(spec, id, self.exit_code(id).await, started_at).await);
+            if self.vm.is_alive(pid) {
+                return Err(Unprepared::Failed(source.into()));
             }
-            self.engine.stop_container(id).await?;
-            return Err(ExecuteError::NotPrepared { container: spec.name.clone(), source });
+            // The process ended; that its namespace is gone is a consequence.
+            return Err(Unprepared::Ended(self.ended(spec, id, self.exit_code(id).await, started_at).await));
         }
-        self.await_ready(spec, id, pid, started_at).await?;
-        Ok(Done::Settled { name: spec.name.clone(), id: id.to_owned(), pid })
+        let run = Incarnation { id: id.to_owned(), pid, started_at, since: SystemTime::now() };
+        Ok(Done::Prepared { name: spec.name.clone(), run })
     }
 
-    async fn await_ready(
-        &self,
-        spec: &ContainerSpec,
-        id: &str,
-        pid: u32,
-        started_at: SystemTime,
-    ) -> Result<(), ExecuteError> {
-        let deadline = tokio::time::Instant::now() + READY_WITHIN;
+    /// Asks for a moment whether a prepared container is ready.
+    async fn await_ready(&self, spec: &ContainerSpec, wait: Wait) -> Result<Done, ExecuteError> {
+        let Incarnation { id, pid, started_at, .. } = wait.run.as_ref().ok_or_else(|| outdated(&spec.name))?;
+        let until = tokio::time::Instant::now() + wait.patience;
         loop {
-            let why = match is_ready(self.engine, self.vm, spec, id, pid, started_at).await? {
-                Ok(()) if self.vm.is_alive(pid) => return Ok(()),
-                Ok(()) => return Err(self.ended(spec, id, self.exit_code(id).await, started_at).await),
-                Err(why) => why,
-            };
-            if !self.vm.is_alive(pid) {
-                return Err(self.ended(spec, id, self.exit_code(id).await, started_at).await);
+            let answer = is_ready(self.engine, self.vm, spec, id, *pid, *started_at).await?;
+            if !self.vm.is_alive(*pid) {
+                return Err(self.ended(spec, id, self.exit_code(id).await, *started_at).await);
             }
-            if tokio::time::Instant::now() >= deadline {
-                let log = log_end(self.engine, id, started_at).await;
+            let Err(why) = answer else { return Ok(Done::Ready { name: spec.name.clone() }) };
+            if wait.run.as_ref().is_some_and(|run| run.is_overdue(SystemTime::now())) {
+                let log = log_end(self.engine, id, *started_at).await;
                 return Err(ExecuteError::NotReady { container: spec.name.clone(), why, log });
+            }
+            if tokio::time::Instant::now() >= until {
+                return Ok(Done::NotYet { name: spec.name.clone(), why });
             }
             tokio::time::sleep(ASK_EVERY).await;
         }
+    }
+
+    async fn rotate_log(&self, spec: &ContainerSpec, id: &str) -> Result<(), ExecuteError> {
+        let name = self.desired.squid_log_volume().ok_or_else(|| outdated(&spec.name))?;
+        let inventory = self.engine.inventory().await?;
+        let volume = inventory.volumes.iter().find(|found| found.name == name && found.owner.is_of(self.desired.mode));
+        let volume = volume.ok_or_else(|| ExecuteError::NoVolume { name: name.to_owned() })?;
+        if self.vm.squid_log(&volume.mountpoint) == SquidLog::Full {
+            self.vm.rotate_squid_log(&volume.mountpoint).await?;
+        }
+        self.engine.signal_container(id, REOPEN).await?;
+        let until = tokio::time::Instant::now() + REOPENED_WITHIN;
+        while self.vm.squid_log(&volume.mountpoint) == SquidLog::Moved {
+            if tokio::time::Instant::now() >= until {
+                return Err(ExecuteError::NotReopened { container: spec.name.clone() });
+            }
+            tokio::time::sleep(ASK_EVERY).await;
+        }
+        Ok(())
     }
 
     async fn ended(&self, spec: &ContainerSpec, id: &str, code: i64, since: SystemTime) -> ExecuteError {
@@ -246,6 +359,14 @@ impl<'a, E: Engine, V: Vm> Executor<'a, E, V> {
     fn volume(&self, name: &str) -> Result<&'a VolumeSpec, ExecuteError> {
         self.desired.volumes.iter().find(|volume| volume.name == name).ok_or_else(|| outdated(name))
     }
+}
+
+/// Why a container is not prepared.
+enum Unprepared {
+    /// It does not run any more.
+    Ended(ExecuteError),
+    /// It runs, and must not.
+    Failed(PrepareError),
 }
 
 fn outdated(name: &str) -> ExecuteError {

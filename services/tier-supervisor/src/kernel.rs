@@ -1,26 +1,36 @@
-//! The kernel table: what our bridges carry, written once and held by nftables in the families `bridge` and `inet`.
+//! The kernel table: what our bridges carry, written once and held by nftables in the families `bridge`, `inet` and `arp`.
 //!
-//! It owns the table named `assistant` in both families: its text ([`ruleset`], pure), its atomic replacement, and the
-//! proof that what is loaded is what was meant. It works with or without Docker's own rules, br_netfilter, `ct` and
+//! It owns the table named `assistant` in each of them: its text ([`ruleset`], pure), its atomic replacement, the proof
+//! that what is loaded is what was meant, and its mending ([`Standing`], [`watch`]); and that interfaces which the table
+//! names speak no IPv6. It works with or without Docker's own rules, br_netfilter, `ct` and
 //! `reject` in family bridge, none of which every kernel has there.
 //!
 //! It does not decide who may speak to whom (that is `desired`), nor read what it logs (that is `nflog`).
 //!
 //! Everything that does I/O here blocks; async callers go through `spawn_blocking`.
 
+mod generation;
 mod listing;
+mod quiet;
 mod sets;
+mod standing;
 mod table;
+mod watch;
 
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
+pub use quiet::speak_ipv6;
 pub use sets::ContainerPort;
+pub use standing::{Mended, Standing};
 pub use table::ruleset;
+pub use watch::watch;
 
 use crate::command::{self, CommandError};
 use crate::netns::{self, NetnsError};
 
-/// Name of the table, in both families.
+/// Name of the table, in every family.
 pub const TABLE: &str = "assistant";
 /// The NFLOG group dropped frames are reported to.
 pub const NFLOG_GROUP: u16 = 87;
@@ -30,12 +40,14 @@ pub const DRILL_INTERFACE: &str = "as-drill0";
 pub const GATES_UID: u32 = 8711;
 
 /// The families the table exists in.
-const FAMILIES: [&str; 2] = ["bridge", "inet"];
+const FAMILIES: [&str; 3] = ["bridge", "inet", "arp"];
 
 /// A whole table as `nft` reads it. Loading it replaces the old one in one transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ruleset {
     script: String,
+    /// Bridges and ports it names: they speak no IPv6.
+    interfaces: BTreeSet<String>,
 }
 
 impl Ruleset {
@@ -66,19 +78,38 @@ pub enum KernelError {
         /// Why.
         why: String,
     },
+    /// IPv6 of an interface could not be switched off.
+    #[error("{}: {source}", path.display())]
+    Quiet {
+        /// The switch.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The kernel does not say which generation of tables it has.
+    #[error(
+        "the kernel cannot be asked whether its tables have changed: {source}; tier-supervisor runs as root, outside of any container"
+    )]
+    Generation {
+        /// The system's reason.
+        source: std::io::Error,
+    },
     /// The kernel holds something else than what was just loaded.
     #[error("the kernel holds another table than the one just loaded; is something else writing to the table {TABLE}?")]
     NotAsLoaded,
 }
 
-/// Replaces the table, in both families, in one transaction, and reads it back.
+/// Replaces the table, in every family, in one transaction, reads it back, and takes IPv6 from the interfaces it names.
 ///
 /// # Errors
-/// When the kernel refuses it (then the old table still stands) or holds something else afterwards.
+/// When the kernel refuses it (then the old table still stands), holds something else afterwards, or keeps IPv6.
 pub fn load(ruleset: &Ruleset) -> Result<(), KernelError> {
     command::run("nft", &["-f", "-"], &ruleset.script)
         .map_err(|source| KernelError::Tool { what: "loaded", source })?;
-    if matches_loaded(ruleset)? { Ok(()) } else { Err(KernelError::NotAsLoaded) }
+    if !matches_loaded(ruleset)? {
+        return Err(KernelError::NotAsLoaded);
+    }
+    quiet::hush(ruleset)
 }
 
 /// Whether the table that is loaded is exactly this one: every chain, hook, priority, policy, rule, set and element.
@@ -100,19 +131,42 @@ pub fn unload() -> Result<(), KernelError> {
     Ok(())
 }
 
+/// Frames that the loaded table has dropped and reported to [`NFLOG_GROUP`], whether or not somebody listened, since it was
+/// loaded. None when there is no table.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn reported_drops() -> Result<Option<u64>, KernelError> {
+    let Some(listings) = listings()? else { return Ok(None) };
+    let mut sum = 0_u64;
+    for listing in &listings {
+        sum = sum.saturating_add(listing::reported(listing, NFLOG_GROUP)?);
+    }
+    Ok(Some(sum))
+}
+
 /// The table in one spelling, or none when it is missing in a family.
 fn read() -> Result<Option<String>, KernelError> {
+    let Some(listings) = listings()? else { return Ok(None) };
     let mut whole = String::new();
-    for family in FAMILIES {
-        let listing = match command::run("nft", &["-j", "list", "table", family, TABLE], "") {
-            Ok(listing) => listing,
-            Err(CommandError::Failed { said, .. }) if said.contains("No such file or directory") => return Ok(None),
-            Err(source) => return Err(KernelError::Tool { what: "read", source }),
-        };
-        whole.push_str(&listing::canonical(&listing)?);
+    for listing in &listings {
+        whole.push_str(&listing::canonical(listing)?);
         whole.push('\n');
     }
     Ok(Some(whole))
+}
+
+/// What `nft` lists of the table, by family; none when it is missing in one.
+fn listings() -> Result<Option<Vec<String>>, KernelError> {
+    let mut listings = Vec::new();
+    for family in FAMILIES {
+        match command::run("nft", &["-j", "list", "table", family, TABLE], "") {
+            Ok(listing) => listings.push(listing),
+            Err(CommandError::Failed { said, .. }) if said.contains("No such file or directory") => return Ok(None),
+            Err(source) => return Err(KernelError::Tool { what: "read", source }),
+        }
+    }
+    Ok(Some(listings))
 }
 
 /// How the kernel would spell this ruleset: it is loaded into a network namespace that exists for this alone and read back

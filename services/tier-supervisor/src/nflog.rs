@@ -2,10 +2,12 @@
 //!
 //! It owns the NFLOG group, the meaning of its reports, and the counting: every dropped frame of a container is in exactly
 //! one event, which leaves within a second of the frame; segments that TCP repeats by itself are one attempt. It decides
-//! and drops nothing: if nobody listens here, frames die all the same.
+//! and drops nothing: if nobody listens here, frames die all the same, and are one number in the next start's first event.
 
 mod attempt;
 mod frame;
+mod ledger;
+mod mark;
 mod socket;
 mod tally;
 
@@ -20,10 +22,13 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use attempt::Principals;
+pub use ledger::Ledger;
 
 use crate::kernel::NFLOG_GROUP;
 use attempt::{Attempt, Cause};
 use frame::{Packet, Transport};
+use ledger::NOTED_EVERY;
+use mark::Mark;
 use socket::{Batch, Report};
 use tally::{Counted, Segment, Segments, Tally};
 
@@ -37,12 +42,21 @@ pub async fn run(
     bus: Bus,
     turns: Turns,
     principals: watch::Receiver<Arc<Principals>>,
+    ledger: Ledger,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
+    // Before listening, so that no frame is both heard and in this number.
+    with(&ledger, Ledger::look).await?;
     let mut batches = socket::listen(NFLOG_GROUP).with_context(|| {
         format!("NFLOG group {NFLOG_GROUP} cannot be had; if another tier-supervisor runs, stop one of them")
     })?;
+    let mut mark = Mark::new().context("no socket to ask for reports with")?;
     let mut counter = Counter { tally: Tally::new(), segments: Segments::default(), turns };
+    let unheard = ledger.take();
+    if unheard > 0 {
+        counter.record(Instant::now(), Attempt::unheard(), unheard);
+    }
+    let mut notes = tokio::time::interval_at(tokio::time::Instant::now() + NOTED_EVERY, NOTED_EVERY);
     loop {
         let next = counter.tally.next_close();
         // Each arm is cancel-safe: `recv` takes a batch or leaves it, the others hold nothing.
@@ -51,9 +65,12 @@ pub async fn run(
             batch = batches.recv() => {
                 let batch = batch.context("the NFLOG thread ended")?.context("reading NFLOG")?;
                 let known = Arc::clone(&principals.borrow());
+                mark.see(Instant::now(), &batch.reports);
                 counter.count(Instant::now(), &known, batch);
             }
             () = wait_until(next) => {}
+            () = wait_until(mark.next()) => mark.ask(Instant::now()),
+            _ = notes.tick() => with(&ledger, Ledger::note).await?,
         }
         for counted in counter.tally.close(Instant::now()) {
             emit(&bus, counted);
@@ -62,7 +79,14 @@ pub async fn run(
     for counted in counter.tally.close_all() {
         emit(&bus, counted);
     }
-    Ok(())
+    // The group is still held, by the thread that reads it: what comes now was not counted, but nearly nothing does.
+    with(&ledger, Ledger::note).await
+}
+
+/// Works with the ledger where blocking does no harm.
+async fn with(ledger: &Ledger, work: fn(&Ledger)) -> anyhow::Result<()> {
+    let ledger = ledger.clone();
+    Ok(tokio::task::spawn_blocking(move || work(&ledger)).await?)
 }
 
 async fn wait_until(at: Option<Instant>) {
@@ -94,7 +118,11 @@ impl Counter {
         // Another program's rule may use the group; it is not ours to report.
         let cause = Cause::from_prefix(&report.prefix)?;
         let packet = frame::read(report.ethertype, &report.payload);
-        if let Packet::Ipv4 { source, destination, transport: Transport::Tcp { source_port, port, sequence } } = packet
+        if let Packet::Ipv4 {
+            source,
+            destination,
+            transport: Transport::Tcp { source_port, port, opening: Some(sequence) },
+        } = packet
         {
             let segment = Segment {
                 interface: report.interface,

@@ -49,6 +49,20 @@ pub struct Host {
     pub stale_files: BTreeSet<String>,
     /// Containers whose socket directory or its link is not as it must be.
     pub stale_sockets: BTreeSet<String>,
+    /// How Squid's log stands.
+    pub squid_log: SquidLog,
+}
+
+/// How Squid's log stands.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum SquidLog {
+    /// There is nothing to do.
+    #[default]
+    Fine,
+    /// It has grown to the size at which a new one is begun.
+    Full,
+    /// It was renamed, and Squid has not begun a new one: it still writes to the old.
+    Moved,
 }
 
 /// How the loaded kernel table compares with the one that it should be.
@@ -217,8 +231,10 @@ impl State {
 /// What this process remembers of a container.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct History {
-    /// The incarnation that was prepared and seen ready by this process.
-    pub settled: Option<Incarnation>,
+    /// The run that was prepared by this process.
+    pub prepared: Option<Incarnation>,
+    /// When that run was seen ready; none while it is waited for.
+    pub ready_since: Option<SystemTime>,
     /// Times in a row that it ended, or was made, started or waited for in vain.
     pub failures: u32,
     /// When the newest of them was.
@@ -232,10 +248,26 @@ pub struct Incarnation {
     pub id: String,
     /// Its first process.
     pub pid: u32,
-    /// When it was seen ready.
+    /// When the engine started it.
+    pub started_at: SystemTime,
+    /// When it was prepared: from then on it is waited for.
     pub since: SystemTime,
 }
 
+impl Incarnation {
+    /// Whether it has had the time it may take until it is ready.
+    #[must_use]
+    pub fn is_overdue(&self, now: SystemTime) -> bool {
+        now.duration_since(self.since).is_ok_and(|waited| waited >= READY_WITHIN)
+    }
+
+    fn is_of(&self, container: &Container) -> bool {
+        self.id == container.id && container.pid() == Some(self.pid)
+    }
+}
+
+/// How long a container may take until it is ready. ZeroClaw and Jaeger take seconds on a busy two-core machine.
+pub const READY_WITHIN: Duration = Duration::from_secs(90);
 /// A container that ran this long before it ended starts again with the first delay.
 const STEADY_AFTER: Duration = Duration::from_secs(60);
 /// First delay before a container is tried again; doubles with every failure.
@@ -246,31 +278,45 @@ const SLOWEST_RETRY: Duration = Duration::from_secs(60);
 impl History {
     /// It was made, started or waited for in vain.
     pub fn note_failure(&mut self, now: SystemTime) {
-        self.settled = None;
+        self.forget_run();
         self.failures = self.failures.saturating_add(1);
         self.failed_at = Some(now);
     }
 
-    /// It was prepared and seen ready. Failures stay counted until it has proved steady.
-    pub fn note_settled(&mut self, id: &str, pid: u32, now: SystemTime) {
-        self.settled = Some(Incarnation { id: id.to_owned(), pid, since: now });
+    /// It runs and is prepared. Whether it is ready is to be seen.
+    pub fn note_prepared(&mut self, run: Incarnation) {
+        self.prepared = Some(run);
+        self.ready_since = None;
     }
 
-    /// Compares with what is there now: whether the run that was seen ready has ended.
-    pub fn note_seen(&mut self, container: Option<&Container>, now: SystemTime) {
-        let Some(settled) = &self.settled else { return };
-        let steady = now.duration_since(settled.since).is_ok_and(|ran| ran >= STEADY_AFTER);
-        if steady {
+    /// It was seen ready. Failures stay counted until it has proved steady.
+    pub fn note_ready(&mut self, now: SystemTime) {
+        self.ready_since = Some(now);
+    }
+
+    /// Its run was ended on purpose, or is nobody's to judge.
+    pub fn forget_run(&mut self) {
+        self.prepared = None;
+        self.ready_since = None;
+    }
+
+    /// Compares with what is there now. True where the prepared run has ended by itself, which is a failure.
+    pub fn note_seen(&mut self, container: Option<&Container>, now: SystemTime) -> bool {
+        let Some(prepared) = &self.prepared else { return false };
+        if self.ready_since.is_some_and(|since| now.duration_since(since).is_ok_and(|ran| ran >= STEADY_AFTER)) {
             self.failures = 0;
             self.failed_at = None;
         }
         match container {
-            Some(container) if container.id == settled.id && container.pid() == Some(settled.pid) => {}
+            Some(container) if prepared.is_of(container) => return false,
+            Some(container) if !container.state.is_running() => {
+                self.note_failure(now);
+                return true;
+            }
             // Restarted or made anew by somebody else: not a failure, but to be prepared and waited for again.
-            Some(container) if container.state.is_running() => self.settled = None,
-            Some(_) => self.note_failure(now),
-            None => self.settled = None,
+            Some(_) | None => self.forget_run(),
         }
+        false
     }
 
     /// When it may be tried again; none when at once.
@@ -281,10 +327,16 @@ impl History {
         self.failed_at?.checked_add(delay)
     }
 
+    /// Whether this run was prepared.
+    #[must_use]
+    pub fn has_prepared(&self, container: &Container) -> bool {
+        self.prepared.as_ref().is_some_and(|prepared| prepared.is_of(container))
+    }
+
     /// Whether this run was prepared and seen ready.
     #[must_use]
     pub fn has_settled(&self, container: &Container) -> bool {
-        self.settled.as_ref().is_some_and(|settled| settled.id == container.id && container.pid() == Some(settled.pid))
+        self.ready_since.is_some() && self.has_prepared(container)
     }
 }
 
@@ -309,6 +361,10 @@ mod tests {
         container(State::Running { pid, started_at: UNIX_EPOCH })
     }
 
+    fn run(pid: u32, since: SystemTime) -> Incarnation {
+        Incarnation { id: "c1".to_owned(), pid, started_at: since, since }
+    }
+
     #[test]
     fn a_crash_loop_backs_off_and_a_steady_run_forgives() {
         let mut history = History::default();
@@ -316,14 +372,16 @@ mod tests {
         assert_eq!(history.retry_at(), None);
         for (round, delay) in [(0, 1), (1, 2), (2, 4), (3, 8)] {
             let now = at(100 + round);
-            history.note_settled("c1", 7, now);
-            history.note_seen(Some(&running(7)), now);
+            history.note_prepared(run(7, now));
+            history.note_ready(now);
+            assert!(!history.note_seen(Some(&running(7)), now));
             assert!(history.has_settled(&running(7)));
-            history.note_seen(Some(&container(State::Exited { code: 1 })), now);
+            assert!(history.note_seen(Some(&container(State::Exited { code: 1 })), now));
             assert_eq!(history.retry_at(), Some(now + Duration::from_secs(delay)));
-            assert!(history.settled.is_none());
+            assert!(history.prepared.is_none());
         }
-        history.note_settled("c1", 8, at(200));
+        history.note_prepared(run(8, at(200)));
+        history.note_ready(at(200));
         history.note_seen(Some(&running(8)), at(260));
         assert_eq!(history.failures, 0);
         history.note_seen(Some(&container(State::Exited { code: 1 })), at(300));
@@ -331,11 +389,31 @@ mod tests {
     }
 
     #[test]
+    fn prepared_is_not_ready_and_has_a_deadline() {
+        let mut history = History::default();
+        history.note_prepared(run(7, UNIX_EPOCH));
+        assert!(history.has_prepared(&running(7)) && !history.has_settled(&running(7)));
+        // However long it ran: what never became ready has not proved steady.
+        history.failures = 2;
+        history.note_seen(Some(&running(7)), UNIX_EPOCH + READY_WITHIN);
+        assert_eq!(history.failures, 2);
+        let overdue = |after| run(7, UNIX_EPOCH).is_overdue(UNIX_EPOCH + after);
+        assert!(!overdue(READY_WITHIN - Duration::from_millis(1)) && overdue(READY_WITHIN));
+        assert!(!run(7, UNIX_EPOCH + READY_WITHIN).is_overdue(UNIX_EPOCH), "a clock set back is no reason");
+        history.note_ready(UNIX_EPOCH);
+        assert!(history.has_settled(&running(7)));
+        // A new run is waited for anew.
+        history.note_prepared(run(8, UNIX_EPOCH));
+        assert!(!history.has_settled(&running(8)) && !history.has_prepared(&running(7)));
+    }
+
+    #[test]
     fn another_run_is_not_the_settled_one() {
         let mut history = History::default();
-        history.note_settled("c1", 7, UNIX_EPOCH);
-        history.note_seen(Some(&running(9)), UNIX_EPOCH);
-        assert!(!history.has_settled(&running(9)));
+        history.note_prepared(run(7, UNIX_EPOCH));
+        history.note_ready(UNIX_EPOCH);
+        assert!(!history.note_seen(Some(&running(9)), UNIX_EPOCH));
+        assert!(!history.has_settled(&running(9)) && !history.has_prepared(&running(9)));
         assert_eq!(history.failures, 0);
     }
 

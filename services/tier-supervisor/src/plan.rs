@@ -17,8 +17,8 @@ use std::time::SystemTime;
 
 use assistant_proto::config::Mode;
 
-use crate::desired::{ContainerSpec, Desired, MountSource, VolumeSpec};
-use crate::observed::{Container, Observed, Owner, State, Table, Volume};
+use crate::desired::{ContainerSpec, Desired, MountSource, Role, VolumeSpec};
+use crate::observed::{Container, History, Observed, Owner, SquidLog, State, Table, Volume};
 
 pub use step::{Action, Step, Weight, network_hash};
 
@@ -41,6 +41,12 @@ impl Plan {
     #[must_use]
     pub fn is_settled(&self) -> bool {
         self.steps.is_empty() && self.waiting.is_empty() && self.conflicts.is_empty()
+    }
+
+    /// Whether the other stack runs, so that nothing on this machine is for this one to judge.
+    #[must_use]
+    pub fn is_of_the_other(&self) -> bool {
+        self.conflicts.iter().any(|conflict| matches!(conflict, Conflict::OtherMode { .. }))
     }
 
     /// When there is something to do that is not to be done yet.
@@ -169,9 +175,15 @@ impl<'a> Planner<'a> {
         }
         self.volumes();
         let desired = self.desired;
+        // What runs already is prepared before anything is waited for.
+        for spec in &desired.containers {
+            self.adoption(spec);
+        }
         for spec in &desired.containers {
             self.container(spec);
         }
+        // Last: it fails alone.
+        self.squid_log();
         self.plan
     }
 
@@ -365,22 +377,23 @@ impl<'a> Planner<'a> {
         }
         match found.map(|found| (found, found.state)) {
             Some((found, State::Running { .. })) if history.has_settled(found) => {}
+            Some((found, State::Running { .. })) if history.has_prepared(found) => {
+                self.step(Action::AwaitReady { name: name() }, "it runs and was not seen ready yet");
+            }
             Some((found, State::Running { .. })) => {
                 // It runs, so its doors are watched by others already; waiting again costs nothing but time.
                 if let Some(until) = history.retry_at().filter(|until| *until > self.now) {
                     self.waits(spec, until, history.failures, None);
-                } else if history.failures > 0 && history.failures.is_multiple_of(PATIENCE) {
+                    return;
+                }
+                if is_out_of_patience(&history) {
                     self.step(
                         Action::StopContainer { id: found.id.clone(), name: name() },
                         "it was waited for in vain",
                     );
                     self.step(Action::StartContainer { name: name() }, "it was waited for in vain");
-                } else {
-                    self.step(
-                        Action::AdoptContainer { name: name() },
-                        "it runs as specified, and was not started by this process",
-                    );
                 }
+                self.step(Action::AwaitReady { name: name() }, "it was not seen ready yet");
             }
             other => {
                 let code = match other {
@@ -399,13 +412,50 @@ impl<'a> Planner<'a> {
                     None => "it is not running".to_owned(),
                 };
                 self.step(Action::StartContainer { name: name() }, reason);
+                self.step(Action::AwaitReady { name: name() }, "it is started");
             }
+        }
+    }
+
+    /// A container that runs as specified and was not prepared by this process. Kept in step with [`Self::container`].
+    fn adoption(&mut self, spec: &'a ContainerSpec) {
+        let Some(found) = self.containers.get(spec.name.as_str()).copied() else { return };
+        if !found.state.is_running() || self.blocked.contains(spec.name.as_str()) || self.why_it_goes(found).is_some() {
+            return;
+        }
+        let history = self.observed.history.get(&spec.name).cloned().unwrap_or_default();
+        let waits = history.retry_at().is_some_and(|until| until > self.now);
+        if !history.has_prepared(found) && !waits && !is_out_of_patience(&history) {
+            self.step(
+                Action::AdoptContainer { name: spec.name.clone() },
+                "it runs as specified, and was not prepared by this process",
+            );
+        }
+    }
+
+    fn squid_log(&mut self) {
+        let reason = match self.observed.host.squid_log {
+            SquidLog::Fine => return,
+            SquidLog::Full => "it has grown to its full size",
+            SquidLog::Moved => "it was put aside, and no new one was begun",
+        };
+        let desired = self.desired;
+        let Some(spec) = desired.containers.iter().find(|spec| spec.role == Role::Squid) else { return };
+        let Some(found) = self.containers.get(spec.name.as_str()).copied() else { return };
+        // One that is only starting opens its log by itself.
+        let settled = self.observed.history.get(&spec.name).is_some_and(|history| history.has_settled(found));
+        if settled && self.why_it_goes(found).is_none() {
+            self.step(Action::RotateLog { id: found.id.clone(), name: spec.name.clone() }, reason);
         }
     }
 
     fn waits(&mut self, spec: &ContainerSpec, until: SystemTime, failures: u32, code: Option<i64>) {
         self.plan.waiting.push(Waiting { container: spec.name.clone(), until, failures, code });
     }
+}
+
+fn is_out_of_patience(history: &History) -> bool {
+    history.failures > 0 && history.failures.is_multiple_of(PATIENCE)
 }
 
 fn mounts(container: &ContainerSpec, volume: &str) -> bool {

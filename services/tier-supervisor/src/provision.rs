@@ -42,6 +42,9 @@ const RETRY_EVERY: Duration = Duration::from_secs(1);
 /// Name of this part in health.
 const PART: &str = "streams";
 
+/// Room for what could not be decoded; when it is full, such messages stay in their queue.
+const UNDECODABLE_BYTES: i64 = 64 << 20;
+/// What goes into the stream of events.
 const EVENT_SUBJECTS: [&str; 10] = [
     "egress.>",
     "tier.>",
@@ -89,6 +92,12 @@ pub fn streams() -> Vec<Config> {
         },
         queue(INBOX, "Messages that came in", "channel.received.>"),
         queue(OUTBOX, "Answers to be delivered", "channel.replied.>"),
+        Config {
+            retention: RetentionPolicy::Limits,
+            discard: DiscardPolicy::New,
+            max_bytes: UNDECODABLE_BYTES,
+            ..base("UNDECODABLE", "Messages that could not be decoded, as they came", &["undecodable.*"])
+        },
     ]
 }
 

@@ -5,59 +5,41 @@
 //! shows, and the events `tier.changed` and `floor.*`. It needs no bus: events wait for it in a queue.
 
 mod picture;
+mod round;
+mod stack;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use assistant_proto::event::{EventId, FloorBreached, FloorChecked, TierChanged};
 use futures::future::join_all;
-use service_kit::bus::Bus;
 use service_kit::clock;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::desired::Desired;
-use crate::engine::{Engine, EngineError, Inventory};
+use crate::engine::Engine;
 use crate::execute::{self, Done, ExecuteError, Executor};
 use crate::floor::Verdict;
-use crate::observed::{Container, History, Host, Observed, State, Table};
-use crate::plan::{self, Action, Plan, Step, Weight};
-use crate::vm::{self, Vm, VmError};
-use crate::wanted::Wanted;
+use crate::observed::{Container, History, Observed, State, Table};
+use crate::plan::{Action, Step, Weight};
+use crate::vm::{self, Vm};
+use round::{Held, Rest, Round};
 
 pub use picture::{Picture, Progress, Standing};
+pub use stack::{Look, LookError, Stack};
 
 /// Nothing happened: look all the same.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// How often the floor is checked while nothing changes.
+/// A container was asked whether it is ready, and was not.
+const LOOK_WHILE_WAITING: Duration = Duration::from_millis(250);
+/// How often the floor is checked at least, whatever else goes on or goes wrong.
 const CHECK_FLOOR_EVERY: Duration = Duration::from_secs(60);
 /// Rounds that follow one another without a pause while each of them did something.
 const MOST_ROUNDS: u32 = 5;
-
-/// Why there is no plan.
-#[derive(Debug, thiserror::Error)]
-pub enum LookError {
-    /// The engine.
-    #[error(transparent)]
-    Engine(#[from] EngineError),
-    /// The VM.
-    #[error(transparent)]
-    Vm(#[from] VmError),
-}
-
-/// What one look found.
-#[derive(Debug, Clone)]
-pub struct Look {
-    /// What should be.
-    pub desired: Arc<Desired>,
-    /// What is.
-    pub observed: Arc<Observed>,
-    /// What is to be done.
-    pub plan: Plan,
-}
 
 /// What became of a step, for whoever asked for the round.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,112 +63,31 @@ pub struct Apply {
     pub reports: mpsc::Sender<Result<StepReport, String>>,
 }
 
-/// What the reconciler and the control socket share.
-#[derive(Debug)]
-pub struct Stack<E, V> {
-    engine: E,
-    vm: V,
-    bus: Bus,
-    wanted: watch::Receiver<Wanted>,
-    history: Mutex<BTreeMap<String, History>>,
-    picture: watch::Sender<Picture>,
-}
-
-impl<E: Engine, V: Vm> Stack<E, V> {
-    /// Everything that a round works with.
-    #[must_use]
-    pub fn new(engine: E, vm: V, bus: Bus, wanted: watch::Receiver<Wanted>) -> Self {
-        let first = Picture::unseen(Arc::clone(&wanted.borrow().desired));
-        Self { engine, vm, bus, wanted, history: Mutex::default(), picture: watch::channel(first).0 }
-    }
-
-    /// The engine.
-    pub fn engine(&self) -> &E {
-        &self.engine
-    }
-
-    /// The picture and every change of it.
-    #[must_use]
-    pub fn watch(&self) -> watch::Receiver<Picture> {
-        self.picture.subscribe()
-    }
-
-    /// What should be, as the files last said it.
-    #[must_use]
-    pub fn wanted(&self) -> Wanted {
-        self.wanted.borrow().clone()
-    }
-
-    /// Observes and plans, and changes nothing.
-    ///
-    /// # Errors
-    /// When the engine or the VM cannot be looked at.
-    pub async fn look(&self) -> Result<Look, LookError> {
-        let desired = Arc::clone(&self.wanted.borrow().desired);
-        let inventory = self.engine.inventory().await?;
-        let host = self.vm.observe(&desired, &inventory).await?;
-        let now = SystemTime::now();
-        let observed = self.remember(inventory, host, now);
-        let plan = plan::plan(&desired, &observed, now);
-        Ok(Look { desired, observed: Arc::new(observed), plan })
-    }
-
-    /// Joins what was found with what is remembered.
-    fn remember(&self, inventory: Inventory, host: Host, now: SystemTime) -> Observed {
-        let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
-        for (name, remembered) in history.iter_mut() {
-            remembered.note_seen(inventory.containers.iter().find(|found| &found.name == name), now);
-        }
-        let Inventory { networks, mut volumes, containers, restart_policies } = inventory;
-        for volume in volumes.iter_mut().filter(|volume| volume.owner.is_ours()) {
-            volume.top = self.vm.volume_top(&volume.mountpoint);
-        }
-        Observed { networks, volumes, containers, restart_policies, host, history: history.clone() }
-    }
-
-    fn note(&self, name: &str, note: impl FnOnce(&mut History)) {
-        let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
-        note(history.entry(name.to_owned()).or_default());
-    }
-
-    /// Checks the floor as it is now.
-    ///
-    /// # Errors
-    /// When the engine cannot be looked at.
-    pub async fn check_floor(&self) -> Result<Vec<Verdict>, LookError> {
-        let desired = Arc::clone(&self.wanted.borrow().desired);
-        let inventory = self.engine.inventory().await?;
-        let host = self.vm.observe(&desired, &inventory).await?;
-        let observed = Arc::new(self.remember(inventory, host, SystemTime::now()));
-        Ok(self.vm.check_floor(&desired, &observed).await?)
-    }
-}
-
 /// Makes rounds.
 #[derive(Debug)]
 pub struct Reconciler<E, V> {
     stack: Arc<Stack<E, V>>,
-    floor: Option<(Instant, Vec<Verdict>)>,
+    floor: Floor,
+    /// Steps that succeeded in earlier rounds of the same effort: those that ended because something is waited for.
+    carried: u32,
 }
 
-/// What a round came to.
-#[derive(Debug, Default)]
-struct Round {
-    /// Steps that succeeded.
-    done: u32,
-    /// The first failure.
-    failure: Option<String>,
-    /// Nothing is left to do.
-    settled: bool,
-    /// When something is to be tried again.
-    next_try: Option<SystemTime>,
+/// What is known of the floor.
+#[derive(Debug)]
+struct Floor {
+    verdicts: Vec<Verdict>,
+    /// Something was changed since, or it was never checked.
+    is_stale: bool,
+    /// When it was checked, or when there first was a reason to.
+    checked_at: Instant,
 }
 
 impl<E: Engine, V: Vm> Reconciler<E, V> {
     /// A reconciler.
     #[must_use]
     pub fn new(stack: Arc<Stack<E, V>>) -> Self {
-        Self { stack, floor: None }
+        let floor = Floor { verdicts: Vec::new(), is_stale: true, checked_at: Instant::now() };
+        Self { stack, floor, carried: 0 }
     }
 
     /// Goes round until `draining`. What runs goes on running: the walls do not depend on this process.
@@ -202,23 +103,22 @@ impl<E: Engine, V: Vm> Reconciler<E, V> {
         let mut wanted = self.stack.wanted.clone();
         let mut apply: Option<Apply> = None;
         loop {
-            let reports = apply.take().map(|apply| apply.reports);
             // Not cancelled in the middle of a step: a start that is cut off would leave a container without its routes.
-            let next_try = self.rounds(reports.as_ref(), &draining).await;
-            drop(reports);
+            let rest = self.rounds(apply.as_ref().map(|apply| &apply.reports), &draining).await;
             if draining.is_cancelled() {
                 return Ok(());
             }
-            let pause = next_try
-                .and_then(|at| at.duration_since(SystemTime::now()).ok())
-                .map_or(LOOK_EVERY, |until| until.clamp(Duration::from_millis(100), LOOK_EVERY));
-            // All four are cancel-safe; what is lost by none of them is at most one of several reasons to look again.
+            if !rest.pending {
+                apply = None;
+            }
+            // All are cancel-safe; what is lost by none of them is at most one of several reasons to look again.
             tokio::select! {
                 () = draining.cancelled() => return Ok(()),
                 () = wake.notified() => {}
                 changed = wanted.changed() => changed?,
-                request = applies.recv() => apply = request,
-                () = tokio::time::sleep(pause) => {}
+                // One after the other: each hears of its own effort to its end.
+                request = applies.recv(), if apply.is_none() => apply = request,
+                () = tokio::time::sleep(rest.pause()) => {}
             }
         }
     }
@@ -228,7 +128,8 @@ impl<E: Engine, V: Vm> Reconciler<E, V> {
         &mut self,
         reports: Option<&mpsc::Sender<Result<StepReport, String>>>,
         draining: &CancellationToken,
-    ) -> Option<SystemTime> {
+    ) -> Rest {
+        let mut rest = Rest::default();
         for _ in 0..MOST_ROUNDS {
             let round = match self.stack.look().await {
                 Ok(look) => self.round(&look, reports, draining).await,
@@ -243,14 +144,15 @@ impl<E: Engine, V: Vm> Reconciler<E, V> {
                         picture.progress = None;
                         picture.problem = Some(problem.clone());
                     });
-                    return None;
+                    return Rest::default();
                 }
             };
+            rest = Rest { pending: round.pending.is_some(), next_try: round.next_try };
             if round.settled || round.failure.is_some() || round.done == 0 || draining.is_cancelled() {
-                return round.next_try;
+                break;
             }
         }
-        None
+        rest
     }
 
     async fn round(
@@ -260,40 +162,53 @@ impl<E: Engine, V: Vm> Reconciler<E, V> {
         draining: &CancellationToken,
     ) -> Round {
         let Look { desired, observed, plan } = look;
-        let total = u32::try_from(plan.steps.len()).unwrap_or(u32::MAX);
+        let carried = self.carried;
+        let total = u32::try_from(plan.steps.len()).unwrap_or(u32::MAX).saturating_add(carried);
         self.show(|picture| {
             picture.desired = Arc::clone(desired);
             picture.observed = Arc::clone(observed);
-            if total > 0 {
+            if !plan.steps.is_empty() {
                 picture.converged = false;
             }
         });
         let mut round = Round { next_try: plan.next_try(), ..Round::default() };
-        let mut failed: BTreeSet<&str> = BTreeSet::new();
+        // Containers whose further steps wait for another round.
+        let mut left: BTreeSet<&str> = BTreeSet::new();
+        let mut held = Held::default();
         let executor = Executor::new(&self.stack.engine, &self.stack.vm, desired);
-        for (step, index) in plan.steps.iter().zip(0_u32..) {
+        for (step, index) in plan.steps.iter().zip(carried..) {
             if draining.is_cancelled() {
                 break;
             }
-            if step.action.container().is_some_and(|name| failed.contains(name)) {
+            if step.action.container().is_some_and(|name| left.contains(name)) {
                 continue;
             }
-            self.show(|picture| {
-                picture.progress = Some(Progress { step: step.action.to_string(), done: index, total });
-            });
-            let began = Instant::now();
-            let outcome = executor.execute(&step.action).await;
-            let error = outcome.as_ref().err().map(ToString::to_string);
-            self.after(step, desired, &outcome);
-            if step.action.container().is_some() {
-                self.refresh(&observed.host).await;
+            if held.keeps(&step.action, desired) {
+                left.extend(step.action.container());
+                continue;
             }
+            let progress = Progress { step: step.action.to_string(), done: index, total };
+            if round.pending.is_none() {
+                self.show(|picture| picture.progress = Some(progress.clone()));
+            }
+            let began = Instant::now();
+            // Once is enough while something else is waited for: the walls want to be looked at.
+            let patience = if round.pending.is_none() { execute::WAIT_AT_ONCE } else { Duration::ZERO };
+            let outcome = executor.execute(&step.action, self.stack.wait(step.action.container(), patience)).await;
+            self.after(step, desired, &outcome);
+            if let Ok(Done::NotYet { name, why }) = &outcome {
+                tracing::debug!(container = %name, %why, "not ready yet");
+                round.pending.get_or_insert(progress);
+                held.note(name, desired);
+                continue;
+            }
+            self.refresh(&step.action, observed).await;
             if let Some(reports) = reports {
                 let report = StepReport {
                     step: step.clone(),
                     done: index.saturating_add(1),
                     total,
-                    error: error.clone(),
+                    error: outcome.as_ref().err().map(ToString::to_string),
                     took: began.elapsed(),
                 };
                 drop(reports.try_send(Ok(report)));
@@ -310,34 +225,55 @@ impl<E: Engine, V: Vm> Reconciler<E, V> {
                 self.hold_without_table(desired).await;
             }
             match step.action.weight(desired) {
-                Weight::Tier => failed.extend(step.action.containers(desired)),
+                Weight::Tier => left.extend(step.action.containers(desired)),
                 Weight::Stack | Weight::Wall => break,
             }
         }
         self.conclude(look, round).await
     }
 
-    /// A round takes minutes the first time; people see what runs meanwhile.
-    async fn refresh(&self, host: &Host) {
-        if let Ok(inventory) = self.stack.engine.inventory().await {
-            let observed = Arc::new(self.stack.remember(inventory, host.clone(), SystemTime::now()));
-            self.show(|picture| picture.observed = observed);
-        }
+    /// Rounds take minutes the first time; people see what runs meanwhile.
+    async fn refresh(&self, action: &Action, before: &Observed) {
+        let observed = match action {
+            _ if action.container().is_none() => return,
+            // Nothing but what is remembered has changed.
+            Action::AwaitReady { .. } => {
+                let shown = Arc::clone(&self.stack.picture.borrow().observed);
+                let history = self.stack.history.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                Observed { history, ..Observed::clone(&shown) }
+            }
+            _ => match self.stack.engine.inventory().await {
+                Ok(inventory) => self.stack.remember(inventory, before.host.clone(), SystemTime::now()),
+                Err(_) => return,
+            },
+        };
+        self.show(|picture| picture.observed = Arc::new(observed));
     }
 
     /// Remembers and reports what became of a step.
     fn after(&self, step: &Step, desired: &Desired, outcome: &Result<Done, ExecuteError>) {
         let now = SystemTime::now();
         match outcome {
-            Ok(Done::Settled { name, id, pid }) => self.stack.note(name, |history| history.note_settled(id, *pid, now)),
-            Ok(Done::Plainly) => {}
+            Ok(Done::Prepared { name, run }) => self.stack.note(name, |history| history.note_prepared(run.clone())),
+            Ok(Done::Ready { name }) => {
+                self.stack.note(name, |history| history.note_ready(now));
+                tracing::info!(container = %name, "ready");
+                return;
+            }
+            Ok(Done::NotYet { .. }) => return,
+            Ok(Done::Plainly) => {
+                if let Action::StopContainer { name, .. } = &step.action {
+                    self.stack.note(name, History::forget_run);
+                }
+            }
             Err(error) => {
                 if let (
                     Action::CreateContainer { name }
                     | Action::StartContainer { name }
-                    | Action::AdoptContainer { name },
+                    | Action::AdoptContainer { name }
+                    | Action::AwaitReady { name },
                     false,
-                ) = (&step.action, is_engine_away(error))
+                ) = (&step.action, error.is_engine_away())
                 {
                     self.stack.note(name, |history| history.note_failure(now));
                 }
@@ -364,8 +300,9 @@ impl<E: Engine, V: Vm> Reconciler<E, V> {
         let running = |container: &&Container| container.state.is_running() && container.owner.is_of(desired.mode);
         let stops = inventory.containers.iter().filter(running).map(|container| async move {
             tracing::error!(container = %container.name, "stopped: there is no kernel table that holds it");
-            if let Err(error) = self.stack.engine.stop_container(&container.id).await {
-                tracing::error!(container = %container.name, %error, "it could not be stopped");
+            match self.stack.engine.stop_container(&container.id).await {
+                Ok(()) => self.stack.note(&container.name, History::forget_run),
+                Err(error) => tracing::error!(container = %container.name, %error, "it could not be stopped"),
             }
         });
         join_all(stops).await;
@@ -374,28 +311,29 @@ impl<E: Engine, V: Vm> Reconciler<E, V> {
     /// After the steps: what runs, is it ready, does the floor hold.
     async fn conclude(&mut self, look: &Look, mut round: Round) -> Round {
         round.settled = look.plan.is_settled();
-        if round.done > 0 {
+        self.carried = if round.pending.is_some() { self.carried.saturating_add(round.done) } else { 0 };
+        let moved = round.done > 0;
+        self.floor.is_stale |= moved;
+        self.watch_floor(look, moved || round.pending.is_some()).await;
+        if moved {
             // Another round follows and shows what came of it.
-            self.floor = None;
-            self.show(|picture| picture.progress = None);
+            self.show(|picture| picture.progress = round.pending.clone());
             return round;
         }
         let not_ready = self.not_ready(look).await;
-        if round.settled && self.floor.as_ref().is_none_or(|(at, _)| at.elapsed() >= CHECK_FLOOR_EVERY) {
-            self.check_floor(look).await;
-        }
         let problem = self.problem(look, &round, &not_ready);
-        let verdicts = self.floor.as_ref().map(|(_, verdicts)| verdicts.clone());
-        let checked = round.settled && verdicts.as_ref().is_some_and(|verdicts| verdicts.iter().all(|v| v.passed));
-        let converged = checked && not_ready.is_empty() && self.stack.wanted.borrow().problems.is_empty();
+        let verdicts = self.floor.verdicts.clone();
+        let checked = !self.floor.is_stale && !verdicts.is_empty() && verdicts.iter().all(|verdict| verdict.passed);
+        let fine = round.settled && not_ready.is_empty() && self.stack.wanted.borrow().problems.is_empty();
+        let converged = fine && checked;
         self.show(|picture| {
             if converged && !picture.converged {
                 tracing::info!("converged");
             }
             picture.not_ready = not_ready;
             picture.waiting = look.plan.waiting.iter().map(|waiting| waiting.container.clone()).collect();
-            picture.floor = verdicts.unwrap_or_default();
-            picture.progress = None;
+            picture.floor = verdicts;
+            picture.progress = round.pending.clone();
             picture.problem = problem;
             picture.converged = converged;
         });
@@ -421,12 +359,26 @@ impl<E: Engine, V: Vm> Reconciler<E, V> {
         join_all(asked).await.into_iter().flatten().collect()
     }
 
-    async fn check_floor(&mut self, look: &Look) {
-        let verdicts = match self.stack.vm.check_floor(&look.desired, &look.observed).await {
+    /// Checks the floor when it is time. What fails, is waited for or stands in a conflict is no reason not to: a container
+    /// that crashes for ever must not switch the watch off. Between steps (`restless`) it is not looked at afresh, lest
+    /// every step of a start be reported; but never longer than the period.
+    async fn watch_floor(&mut self, look: &Look, restless: bool) {
+        let is_due = self.floor.checked_at.elapsed() >= CHECK_FLOOR_EVERY || (self.floor.is_stale && !restless);
+        // While the other stack runs its walls stand, and none of ours.
+        if !is_due || look.plan.is_of_the_other() {
+            return;
+        }
+        let checked = match restless {
+            // What was observed is of before the steps.
+            true => self.stack.check_floor().await,
+            false => self.stack.vm.check_floor(&look.desired, &look.observed).await.map_err(LookError::from),
+        };
+        let verdicts = match checked {
             Ok(verdicts) => verdicts,
             Err(error) => {
                 tracing::error!(%error, "the floor cannot be checked");
-                self.floor = None;
+                self.floor.verdicts = Vec::new();
+                self.floor.is_stale = true;
                 return;
             }
         };
@@ -449,7 +401,7 @@ impl<E: Engine, V: Vm> Reconciler<E, V> {
             checked_at,
         };
         self.stack.bus.emit(&event, EventId::unique(), None);
-        self.floor = Some((Instant::now(), verdicts));
+        self.floor = Floor { verdicts, is_stale: restless, checked_at: Instant::now() };
     }
 
     /// The one problem a person should solve first.
@@ -468,7 +420,7 @@ impl<E: Engine, V: Vm> Reconciler<E, V> {
             let known = self.stack.picture.borrow().problem.clone().filter(|known| known.contains(&waiting.container));
             return Some(known.unwrap_or_else(|| waiting.to_string()));
         }
-        if let Some(verdict) = self.floor.iter().flat_map(|(_, verdicts)| verdicts).find(|verdict| !verdict.passed) {
+        if let Some(verdict) = self.floor.verdicts.iter().find(|verdict| !verdict.passed) {
             return Some(format!("a wall does not stand: {}: {}; {}", verdict.check, verdict.detail, verdict.fix));
         }
         not_ready.iter().next().map(|(name, why)| format!("{name} runs, but is not ready: {why}"))
@@ -481,8 +433,4 @@ impl<E: Engine, V: Vm> Reconciler<E, V> {
             *picture != before
         });
     }
-}
-
-fn is_engine_away(error: &ExecuteError) -> bool {
-    matches!(error, ExecuteError::Engine(error) if error.is_unavailable())
 }

@@ -14,7 +14,7 @@ mod zeroclaw;
 use std::net::Ipv4Addr;
 
 pub(crate) use nats::nats_conf;
-pub(crate) use services::{auditor_config, bridge_config, broker_config};
+pub(crate) use services::{auditor_config, bridge_config, broker_config, rules};
 pub(crate) use squid::squid;
 pub(crate) use telemetry::{collector_yaml, jaeger_arguments};
 pub(crate) use zeroclaw::{no_proxy, zeroclaw_toml};

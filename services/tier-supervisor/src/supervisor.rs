@@ -24,7 +24,8 @@ use crate::desired::{ASSISTANT_GID, ControlDirectory, Desired};
 use crate::engine::Engine;
 use crate::engine::docker::{self, Docker};
 use crate::files;
-use crate::nflog::{self, Principals};
+use crate::kernel::{self, Standing};
+use crate::nflog::{self, Ledger, Principals};
 use crate::prepare::Inputs;
 use crate::reconciler::{Apply, Reconciler, Stack};
 use crate::vm::{self, Linux};
@@ -143,6 +144,7 @@ pub struct Supervisor {
     applies: mpsc::Sender<Apply>,
     received: mpsc::Receiver<Apply>,
     principals: watch::Receiver<Arc<Principals>>,
+    standing: Arc<Standing>,
     health: Health,
     draining: tokio_util::sync::CancellationToken,
 }
@@ -161,11 +163,12 @@ impl Service for Supervisor {
         let (told, principals) = watch::channel(Arc::new(Principals::default()));
         let engine_socket = Path::new(docker::SOCKET);
         let vm = Linux::new(&settings.state_dir, settings.operator.uid, engine_socket, told);
+        let standing = vm.standing();
         let (wanted, known) = watch::channel(Wanted { desired: Arc::new(desired), problems: Vec::new() });
         let stack = Arc::new(Stack::new(Docker::at(engine_socket), vm, cx.bus.clone(), known));
         let (applies, received) = mpsc::channel(APPLIES);
         let (health, draining) = (cx.health.clone(), cx.shutdown.draining());
-        Ok(Self { settings, stack, wanted, applies, received, principals, health, draining })
+        Ok(Self { settings, stack, wanted, applies, received, principals, standing, health, draining })
     }
 
     fn control(&self) -> Routes {
@@ -175,15 +178,23 @@ impl Service for Supervisor {
     }
 
     async fn start(self, cx: &Context) -> anyhow::Result<()> {
-        let Self { settings, stack, wanted, received, principals, draining, .. } = self;
+        let Self { settings, stack, wanted, received, principals, standing, draining, .. } = self;
         let wake = Arc::new(Notify::new());
 
         let turns = Turns::new();
         turns.follow(cx, NAME);
         let (bus, stop) = (cx.bus.clone(), draining.clone());
+        let ledger = Ledger::at(&settings.state_dir.join("reported-drops"));
+        // Before the reconciler may replace the table, and with it its counters.
+        let looked = ledger.clone();
+        tokio::task::spawn_blocking(move || looked.look()).await?;
         cx.tasks.spawn_restarting("nflog", move || {
-            nflog::run(bus.clone(), turns.clone(), principals.clone(), stop.clone())
+            nflog::run(bus.clone(), turns.clone(), principals.clone(), ledger.clone(), stop.clone())
         });
+
+        let (bus, stop) = (cx.bus.clone(), draining.clone());
+        cx.tasks
+            .spawn_restarting("kernel-table", move || kernel::watch(Arc::clone(&standing), bus.clone(), stop.clone()));
 
         let program = gates::Program::this().context("which executable is this")?;
         let (gates_wanted, gates_known) = watch::channel(wanted.borrow().desired.gates.clone());

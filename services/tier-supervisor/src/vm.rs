@@ -8,6 +8,7 @@ mod kernel_table;
 mod ready;
 mod rendered;
 mod sockets;
+mod squid_log;
 mod subnets;
 mod volumes;
 
@@ -20,15 +21,16 @@ use crate::command::CommandError;
 use crate::desired::{ContainerSpec, Desired, VolumeSpec};
 use crate::engine::Inventory;
 use crate::floor::{self, Verdict};
-use crate::kernel::KernelError;
+use crate::kernel::{KernelError, Standing};
 use crate::netns::NetnsError;
-use crate::observed::{Container, Host, Observed, Ownership, Table};
+use crate::observed::{Container, Host, Observed, Ownership, SquidLog, Table};
 use crate::routes::RouteError;
 
 pub use kernel_table::PortMap;
 pub use ready::NotReady;
 pub use rendered::FilesError;
 pub use sockets::{SocketsError, ensure_group, open_directory};
+pub use squid_log::SquidLogError;
 pub use subnets::occupied;
 pub use volumes::VolumeError;
 
@@ -43,6 +45,12 @@ pub trait Vm: Send + Sync + 'static {
 
     /// Owner of a volume's top directory; none when it cannot be looked at.
     fn volume_top(&self, mountpoint: &Path) -> Option<Ownership>;
+
+    /// How Squid's log in this directory stands.
+    fn squid_log(&self, directory: &Path) -> SquidLog;
+
+    /// Puts Squid's log aside; Squid is to be told.
+    fn rotate_squid_log(&self, directory: &Path) -> impl Future<Output = Result<(), VmError>> + Send;
 
     /// Leads what leaves our bridges where it must go. Nothing to do in a live stack.
     fn claim_routes(&self, desired: &Arc<Desired>) -> impl Future<Output = Result<(), VmError>> + Send;
@@ -107,6 +115,9 @@ pub enum VmError {
     /// Volumes.
     #[error(transparent)]
     Volume(#[from] VolumeError),
+    /// Squid's log.
+    #[error(transparent)]
+    SquidLog(#[from] SquidLogError),
     /// A tool.
     #[error(transparent)]
     Command(#[from] CommandError),
@@ -136,6 +147,12 @@ impl Linux {
             table: Arc::new(kernel_table::Keeper::new(ports)),
         }
     }
+
+    /// The kernel table as it should stand, for who keeps it standing.
+    #[must_use]
+    pub fn standing(&self) -> Arc<Standing> {
+        self.table.standing()
+    }
 }
 
 async fn blocking<T, Error>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, VmError>
@@ -153,6 +170,10 @@ impl Vm for Linux {
     async fn observe(&self, desired: &Arc<Desired>, inventory: &Inventory) -> Result<Host, VmError> {
         let desired = Arc::clone(desired);
         let containers = inventory.containers.clone();
+        let log = desired.squid_log_volume().and_then(|name| {
+            inventory.volumes.iter().find(|found| found.name == name && found.owner.is_of(desired.mode))
+        });
+        let squid_log = log.map_or(SquidLog::Fine, |volume| squid_log::standing(&volume.mountpoint));
         let render_dir = self.render_dir.clone();
         let (sockets, table) = (Arc::clone(&self.sockets), Arc::clone(&self.table));
         blocking(move || -> Result<Host, VmError> {
@@ -164,6 +185,7 @@ impl Vm for Linux {
                 routes_stand: kernel_table::routes_stand(&desired),
                 stale_files: names(&|spec| rendered::is_stale(&render_dir, spec)),
                 stale_sockets: names(&|spec| sockets.is_stale(spec)),
+                squid_log,
             })
         })
         .await
@@ -171,6 +193,15 @@ impl Vm for Linux {
 
     fn volume_top(&self, mountpoint: &Path) -> Option<Ownership> {
         volumes::top(mountpoint)
+    }
+
+    fn squid_log(&self, directory: &Path) -> SquidLog {
+        squid_log::standing(directory)
+    }
+
+    async fn rotate_squid_log(&self, directory: &Path) -> Result<(), VmError> {
+        let directory = directory.to_owned();
+        blocking(move || squid_log::put_aside(&directory)).await
     }
 
     async fn claim_routes(&self, desired: &Arc<Desired>) -> Result<(), VmError> {

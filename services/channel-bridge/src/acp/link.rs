@@ -19,8 +19,13 @@ use super::message::{self, Incoming, RequestId};
 
 /// The subprotocol ZeroClaw names.
 const SUBPROTOCOL: &str = "zeroclaw.acp.v1";
-/// Longest frame that is taken. A tool result may be large and travels in one; the bridge shows none of it.
+/// Longest frame that is taken: ZeroClaw's shell gives out two megabytes at most, and its frame repeats them three times.
+/// Only a small one becomes a tree (`message`).
 const MOST_FRAME: usize = 8 * 1024 * 1024;
+/// What is taken over one connection, which is one turn: many times what the busiest honest turn sends. Without an end,
+/// one agent could keep the bridge from the others for as long as its turn may last.
+const MOST_FRAMES: u32 = 1_000_000;
+const MOST_BYTES: usize = 256 * 1024 * 1024;
 /// What may wait to be written: our frames are small, a peer that does not read is broken.
 const MOST_UNWRITTEN: usize = 1024 * 1024;
 /// How long a frame may take to be written.
@@ -32,6 +37,22 @@ pub struct Link {
     socket: WebSocketStream<TcpStream>,
     next_id: u64,
     heard: Instant,
+    taken: Taken,
+}
+
+/// What a connection has brought so far.
+#[derive(Debug, Default)]
+struct Taken {
+    frames: u32,
+    bytes: usize,
+}
+
+impl Taken {
+    fn add(&mut self, bytes: usize) -> Result<(), AcpError> {
+        self.frames = self.frames.saturating_add(1);
+        self.bytes = self.bytes.saturating_add(bytes);
+        if self.frames > MOST_FRAMES || self.bytes > MOST_BYTES { Err(AcpError::TooMuch) } else { Ok(()) }
+    }
 }
 
 impl Link {
@@ -51,7 +72,7 @@ impl Link {
             .max_frame_size(Some(MOST_FRAME))
             .max_write_buffer_size(MOST_UNWRITTEN);
         match tokio_tungstenite::client_async_with_config(request, stream, Some(config)).await {
-            Ok((socket, _)) => Ok(Self { socket, next_id: 0, heard: Instant::now() }),
+            Ok((socket, _)) => Ok(Self { socket, next_id: 0, heard: Instant::now(), taken: Taken::default() }),
             Err(Error::Http(response)) => Err(AcpError::Refused { address, status: response.status().as_u16() }),
             Err(Error::Io(source)) => Err(AcpError::Unreachable { address, source: Some(source) }),
             Err(source) => Err(handshake(source)),
@@ -79,6 +100,7 @@ impl Link {
                 None => return Err(AcpError::Disconnected),
             };
             self.heard = Instant::now();
+            self.taken.add(message.len())?;
             match message {
                 Message::Text(text) => return Ok(Incoming::parse(text.as_str())?),
                 Message::Binary(_) => return Err(AcpError::Malformed(message::Malformed::NotJson)),
@@ -182,5 +204,20 @@ impl Link {
             }
             Err(_) => Err(AcpError::Disconnected),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_has_an_end() {
+        let mut small = Taken::default();
+        assert!((0..MOST_FRAMES).all(|_| small.add(1).is_ok()));
+        assert!(matches!(small.add(0), Err(AcpError::TooMuch)));
+        let mut large = Taken::default();
+        assert!((0..MOST_BYTES / MOST_FRAME).all(|_| large.add(MOST_FRAME).is_ok()));
+        assert!(matches!(large.add(1), Err(AcpError::TooMuch)));
     }
 }

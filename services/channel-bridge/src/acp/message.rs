@@ -5,12 +5,18 @@
 //! person decides on and what the decision is bound to are computed from the same parsed value. Text stays raw here and
 //! is made harmless where it leaves for a person.
 
+use aws_lc_rs::digest;
 use serde_json::{Map, Value, json};
 
+use super::large;
 use super::permission::{ALLOW_ONCE, PermissionRequest, REJECT_ONCE};
 
 /// JSON-RPC: the method is not there.
 const METHOD_NOT_FOUND: i64 = -32601;
+/// Longest frame that becomes a tree, in bytes. A tree can take forty times its text, so ten megabytes at most.
+const MOST_TREE: usize = 256 * 1024;
+/// Longest id of a tool call that is kept as it is. Models choose them, and some put more than a name in them.
+const MOST_CALL_ID: usize = 128;
 /// ZeroClaw: the session is not in its store.
 pub const SESSION_NOT_FOUND: i64 = -32000;
 
@@ -131,7 +137,7 @@ impl ToolStatus {
         }
     }
 
-    fn parse(text: Option<&str>) -> Self {
+    pub(super) fn parse(text: Option<&str>) -> Self {
         match text {
             Some("completed") => Self::Completed,
             Some("failed") => Self::Failed,
@@ -146,6 +152,9 @@ impl Incoming {
     /// # Errors
     /// See [`Malformed`].
     pub fn parse(text: &str) -> Result<Self, Malformed> {
+        if text.len() > MOST_TREE {
+            return large::parse(text);
+        }
         let Ok(value) = serde_json::from_str::<Value>(text) else { return Err(Malformed::NotJson) };
         let Value::Object(mut frame) = value else { return Err(Malformed::NotJsonRpc) };
         if frame.get("jsonrpc").and_then(Value::as_str) != Some("2.0") {
@@ -164,11 +173,11 @@ impl Incoming {
     }
 }
 
-fn our_id(id: Option<Value>) -> Result<u64, Malformed> {
+pub(super) fn our_id(id: Option<Value>) -> Result<u64, Malformed> {
     id.as_ref().and_then(Value::as_u64).ok_or(Malformed::Id)
 }
 
-fn their_id(id: Value) -> Result<RequestId, Malformed> {
+pub(super) fn their_id(id: Value) -> Result<RequestId, Malformed> {
     let usable = match &id {
         Value::String(text) => text.len() <= 128,
         Value::Number(number) => number.is_u64() || number.is_i64(),
@@ -200,12 +209,12 @@ fn notification(method: &str, params: Option<Value>) -> Result<Incoming, Malform
             }
         }
         "tool_call" => SessionUpdate::ToolCall {
-            id: text(update, "toolCallId")?.to_owned(),
+            id: call_id(text(update, "toolCallId")?),
             title: text(update, "title")?.to_owned(),
             status: ToolStatus::parse(update.get("status").and_then(Value::as_str)),
         },
         "tool_call_update" => SessionUpdate::ToolCallUpdate {
-            id: text(update, "toolCallId")?.to_owned(),
+            id: call_id(text(update, "toolCallId")?),
             title: update.get("title").and_then(Value::as_str).map(str::to_owned),
             status: ToolStatus::parse(update.get("status").and_then(Value::as_str)),
         },
@@ -229,6 +238,11 @@ fn object(params: Option<Value>) -> Result<Map<String, Value>, Malformed> {
         Some(Value::Object(params)) => Ok(params),
         _ => Err(Malformed::Params),
     }
+}
+
+/// The id of a tool call, or what stands for one that is too long to be remembered.
+pub(super) fn call_id(id: &str) -> String {
+    if id.len() <= MOST_CALL_ID { id.to_owned() } else { hex::encode(digest::digest(&digest::SHA256, id.as_bytes())) }
 }
 
 pub(super) fn text<'a>(object: &'a Map<String, Value>, field: &str) -> Result<&'a str, Malformed> {
@@ -269,7 +283,7 @@ pub fn not_offered(id: &RequestId) -> String {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 
     use proptest::prelude::*;
 
@@ -333,6 +347,21 @@ mod tests {
         for (frame, why) in table {
             assert_eq!(Incoming::parse(frame), Err(why), "{}", frame.get(..60.min(frame.len())).unwrap_or_default());
         }
+    }
+
+    #[test]
+    fn ids_of_tool_calls_are_bounded_and_still_tell_calls_apart() {
+        let ids = ["c".repeat(128), "c".repeat(129), "c".repeat(100_000)];
+        let seen = ids.map(|id| {
+            let frame = json!({"jsonrpc": "2.0", "method": "session/update", "params": {"sessionId": "s", "update":
+                {"sessionUpdate": "tool_call", "toolCallId": id, "title": "t", "status": "pending"}}});
+            match Incoming::parse(&frame.to_string()) {
+                Ok(Incoming::Update { update: SessionUpdate::ToolCall { id, .. }, .. }) => id,
+                other => panic!("{other:?}"),
+            }
+        });
+        assert!(seen.iter().all(|id| id.len() <= 128), "{seen:?}");
+        assert!(seen[0] != seen[1] && seen[1] != seen[2]);
     }
 
     #[test]

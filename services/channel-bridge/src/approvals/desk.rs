@@ -22,11 +22,19 @@ const MOST_ACTION_ON_BUS: usize = 500;
 
 /// What was decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Decision {
-    /// Whether the action may happen, this once.
-    pub approved: bool,
-    /// SHA-256 of the action that was decided on; to be compared with the one that is about to happen.
-    pub fingerprint: [u8; 32],
+pub enum Decision {
+    /// The action of the question that was answered may happen, this once. With that question's fingerprint.
+    Approved([u8; 32]),
+    /// No action may happen.
+    Rejected,
+}
+
+impl Decision {
+    /// Whether it lets the action with this fingerprint happen.
+    #[must_use]
+    pub fn approves(&self, fingerprint: &[u8; 32]) -> bool {
+        matches!(self, Self::Approved(approved) if approved == fingerprint)
+    }
 }
 
 /// The turn a question belongs to.
@@ -82,7 +90,7 @@ struct State {
 struct Waiting {
     asker: Asker,
     code: Code,
-    answer: oneshot::Sender<bool>,
+    answer: oneshot::Sender<Decision>,
 }
 
 impl Desk {
@@ -98,7 +106,7 @@ impl Desk {
         let deadline = tokio::time::Instant::now() + inner.timeout;
         let on_bus = harmless_line(&action, MOST_ACTION_ON_BUS);
         let (answer, decided) = oneshot::channel();
-        let (open, update) = {
+        let (mut open, update) = {
             let mut state = inner.lock();
             let code = free_code(&state.approvals);
             let question =
@@ -106,7 +114,7 @@ impl Desk {
             let id = question.id.clone();
             state.approvals.open(question);
             state.waiting.insert(id.clone(), Waiting { asker: asker.clone(), code: code.clone(), answer });
-            (Open { desk: self, id }, Update::Ask { action, code, expires_in: inner.timeout })
+            (Open { desk: self, id, expired: false }, Update::Ask { action, code, expires_in: inner.timeout })
         };
         let requested = ApprovalRequested {
             tier: asker.person.conversation.tier.clone(),
@@ -120,10 +128,13 @@ impl Desk {
         if inner.registry.say_in(&asker.person.conversation, &update) {
             inner.lock().approvals.shown(&open.id);
         }
-        // Timed out, or the sender was dropped because too many wrong codes closed it: both are NO.
-        let approved = matches!(tokio::time::timeout_at(deadline, decided).await, Ok(Ok(true)));
-        drop(open);
-        Decision { approved, fingerprint }
+        match tokio::time::timeout_at(deadline, decided).await {
+            Ok(decision) => decision.unwrap_or(Decision::Rejected),
+            Err(_) => {
+                open.expired = true;
+                Decision::Rejected
+            }
+        }
     }
 
     /// Takes an answer of a person.
@@ -136,7 +147,7 @@ impl Desk {
         match verdict {
             Verdict::Decided { question, approved } => {
                 let outcome = if approved { ApprovalOutcome::Approved } else { ApprovalOutcome::Denied };
-                match self.settle(&question.id, outcome) {
+                match self.settle(&question, outcome) {
                     Some(asker) => Answered::Decided {
                         turn: asker.turn,
                         trace_id: asker.traceparent.trace_id(),
@@ -144,12 +155,12 @@ impl Desk {
                         outcome,
                     },
                     // The turn that asked ended in this very moment.
-                    None => Answered::Rejected(Rejection::Expired),
+                    None => Answered::Rejected(Rejection::Withdrawn),
                 }
             }
             Verdict::Rejected { why, denied } => {
                 for question in denied {
-                    self.settle(&question.id, ApprovalOutcome::Denied);
+                    self.settle(&question, ApprovalOutcome::Denied);
                 }
                 Answered::Rejected(why)
             }
@@ -182,7 +193,9 @@ impl Desk {
     }
 
     /// Hands the decision to the turn that waits, and tells bus and conversation. None when nobody waits any more.
-    fn settle(&self, id: &ApprovalId, outcome: ApprovalOutcome) -> Option<Asker> {
+    /// What a YES lets happen is what stands in the closed question, not what the turn that waits believes it asked.
+    fn settle(&self, question: &Question, outcome: ApprovalOutcome) -> Option<Asker> {
+        let id = &question.id;
         let Waiting { asker, code, answer } = self.inner.lock().waiting.remove(id)?;
         let decided = ApprovalDecided {
             tier: asker.person.conversation.tier.clone(),
@@ -198,7 +211,14 @@ impl Desk {
         if !self.inner.registry.say_in(&asker.person.conversation, &update) {
             tracing::debug!("nobody watches the conversation");
         }
-        if answer.send(outcome == ApprovalOutcome::Approved).is_err() {
+        let decision = match outcome {
+            ApprovalOutcome::Approved => Decision::Approved(question.fingerprint),
+            ApprovalOutcome::Denied
+            | ApprovalOutcome::TimedOut
+            | ApprovalOutcome::Undeliverable
+            | ApprovalOutcome::Withdrawn => Decision::Rejected,
+        };
+        if answer.send(decision).is_err() {
             tracing::debug!("the turn that asked is over");
         }
         Some(asker)
@@ -215,13 +235,18 @@ impl Inner {
 struct Open<'a> {
     desk: &'a Desk,
     id: ApprovalId,
+    /// Its time is up; where it is not, the turn was stopped or has ended.
+    expired: bool,
 }
 
 impl Drop for Open<'_> {
     fn drop(&mut self) {
-        let closed = self.desk.inner.lock().approvals.close(&self.id);
-        if let Some(outcome) = closed {
-            self.desk.settle(&self.id, outcome);
+        let closed = {
+            let approvals = &mut self.desk.inner.lock().approvals;
+            if self.expired { approvals.expire(&self.id) } else { approvals.withdraw(&self.id) }
+        };
+        if let Some((question, outcome)) = closed {
+            self.desk.settle(&question, outcome);
         }
     }
 }
@@ -232,5 +257,46 @@ fn free_code(approvals: &Approvals) -> Code {
         if let Some(code) = Code::from_bits(rand::random()).filter(|code| approvals.is_free(code)) {
             return code;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+    use service_kit::bus::Bus;
+
+    use super::*;
+    use crate::envelope::Conversation;
+
+    const ASKED: [u8; 32] = [7; 32];
+
+    /// Asks, lets `meddle` at the open question, says YES with its code, and returns what the turn is told.
+    async fn decided(meddle: impl FnOnce(&mut Question)) -> Decision {
+        let desk = Desk::new(Arc::new(Bus::detached()), Registry::default(), Duration::from_secs(60));
+        let conversation =
+            Conversation { tier: "tasks".parse().unwrap(), channel: "terminal".to_owned(), name: "c".to_owned() };
+        let person = Person { conversation, sender: "me".to_owned() };
+        let asker =
+            Asker { person: person.clone(), turn: TurnId::generate(), traceparent: service_kit::trace::fresh() };
+        let answer = async {
+            let code = {
+                let mut state = desk.inner.lock();
+                let question = &mut state.approvals.open[0];
+                meddle(question);
+                question.code.clone()
+            };
+            assert!(matches!(desk.answer(&person, &Answer { yes: true, code }), Answered::Decided { .. }));
+        };
+        tokio::join!(desk.ask(asker, "shell".to_owned(), ASKED), answer).0
+    }
+
+    #[tokio::test]
+    async fn a_yes_is_for_the_question_that_was_answered() {
+        assert!(decided(|_| {}).await.approves(&ASKED));
+        let swapped = decided(|question| question.fingerprint = [8; 32]).await;
+        assert_eq!(swapped, Decision::Approved([8; 32]));
+        assert!(!swapped.approves(&ASKED));
+        assert!(!Decision::Rejected.approves(&ASKED));
     }
 }

@@ -200,7 +200,7 @@ impl Terminal {
             let record = self.first_record(&turn, &text, traceparent).await?;
             traceparent = record.traceparent;
         }
-        self.commit(person, turn, text, traceparent).instrument(root).await
+        self.commit(person, turn, text, traceparent, root.clone()).instrument(root).await
     }
 
     /// The record of a message with a key, made by the first who sent it.
@@ -217,11 +217,13 @@ impl Terminal {
         turn: TurnId,
         text: String,
         traceparent: TraceParent,
+        root: tracing::Span,
     ) -> Result<Updates, SendError> {
         let trace_id = traceparent.trace_id();
         let accepted = Update::Accepted { turn: turn.clone(), trace_id: trace_id.clone() };
         // Watching begins before the commit: the turn may be under way before the commit returns.
         let rest = Watching::begin(&self.registry, &turn, &person, &trace_id);
+        self.registry.hold_root(&turn, root);
         if let Some(TurnRecord { outcome: Some(outcome), sent: true, .. }) = self.records.turn(&turn).await? {
             // It is over; nobody will say anything any more.
             return Ok(Updates::only([accepted, Update::last(&turn, trace_id, outcome)]));
@@ -269,7 +271,7 @@ fn answered(answered: Answered) -> Updates {
                     "A code works once, for a few minutes, and only in the conversation in which it was shown."
                         .to_owned()
                 }
-                Rejection::Replayed { .. } => "Nothing more is needed.".to_owned(),
+                Rejection::Replayed { .. } | Rejection::Withdrawn => "Nothing more is needed.".to_owned(),
                 Rejection::Expired => "Ask the agent to try again if it should still happen.".to_owned(),
             };
             Updates::only([Update::refused(why.to_string(), fix)])

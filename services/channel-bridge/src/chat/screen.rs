@@ -75,6 +75,7 @@ impl<W: Write> Screen<W> {
             "approved" => "approved, this once",
             "denied" => "denied",
             "timed_out" => "not answered; rejected",
+            "withdrawn" => "withdrawn, the turn is over; rejected",
             _ => "could not be shown to anybody; rejected",
         };
         self.write_line(DIM, &format!("  [{}: {outcome}]", harmless_line(code, 8)))

@@ -9,7 +9,7 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use serde_json::{Value, json};
 use service_kit::text::{harmless, harmless_line};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
@@ -33,6 +33,9 @@ const MOST_QUESTIONS: usize = 4;
 const MOST_TOOL_CALLS: usize = 1000;
 /// Longest name of a tool that is shown, in characters.
 const MOST_TITLE: usize = 120;
+/// Notes of the bridge about requests that were not put to anybody. More of them say nothing new, and a client that
+/// does not read must not be able to pile them up.
+const MOST_NOTES: u32 = 8;
 /// Told to the agent, after the person's words, when it may have seen them before.
 const REPEATED: &str = "[Note of the system: this message is delivered a second time after an interruption. Check what \
                         was already done before doing it again.]";
@@ -46,6 +49,15 @@ struct Said {
     questions: String,
     titles: HashMap<String, String>,
     tool_calls: usize,
+    notes: u32,
+}
+
+/// The agent was told to stop.
+#[derive(Debug)]
+struct Stopping {
+    since: Instant,
+    /// Why, unless a person said so: then what the agent still answers is the outcome.
+    why: Option<TurnError>,
 }
 
 impl Runner {
@@ -54,17 +66,18 @@ impl Runner {
         link: &mut Link,
         session: &str,
         received: &ChannelReceived,
-        attempt: u32,
+        repeated: bool,
+        deadline: Instant,
         stop: &CancellationToken,
     ) -> Result<Outcome, TurnError> {
         let mut parts = vec![json!({"type": "text", "text": received.text})];
-        if attempt > 1 {
+        if repeated {
             parts.push(json!({"type": "text", "text": REPEATED}));
         }
         let call = link.begin("session/prompt", &json!({"sessionId": session, "prompt": parts})).await?;
         let mut said = Said::default();
         let mut asked: Asked<'_> = FuturesUnordered::new();
-        let mut stopping: Option<Instant> = None;
+        let mut stopping: Option<Stopping> = None;
         let mut last_word = Instant::now();
         let mut ticks = interval(PING.min(self.patience.stopping));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -75,6 +88,9 @@ impl Runner {
                     last_word = Instant::now();
                     match incoming.map_err(broke_off)? {
                         Incoming::Response { id, result } if id == call => {
+                            if let Some(Stopping { why: Some(why), .. }) = stopping {
+                                return Err(why);
+                            }
                             let result = result.map_err(|error| AcpError::rpc("session/prompt", &error))?;
                             return said.into_outcome(&result);
                         }
@@ -91,24 +107,28 @@ impl Runner {
                 }
                 Some((id, fingerprint, decision)) = asked.next(), if !asked.is_empty() => {
                     last_word = Instant::now();
-                    let approved = decision.approved && decision.fingerprint == fingerprint;
-                    link.decide(&id, approved).await.map_err(broke_off)?;
+                    link.decide(&id, decision.approves(&fingerprint)).await.map_err(broke_off)?;
                 }
                 () = stop.cancelled(), if stopping.is_none() => {
-                    stopping = Some(Instant::now());
-                    // Closes the questions: nobody needs to answer them any more.
-                    asked.clear();
-                    link.notify("session/cancel", &json!({"sessionId": session})).await.map_err(broke_off)?;
+                    stopping = Some(cancel(link, session, &mut asked, None).await?);
+                }
+                () = sleep_until(deadline), if stopping.is_none() => {
+                    let why = TurnError::TooLong(self.patience.whole);
+                    stopping = Some(cancel(link, session, &mut asked, Some(why)).await?);
                 }
                 _ = ticks.tick() => {
                     if link.heard().elapsed() > DEAD {
                         return Err(TurnError::BrokeOff);
                     }
-                    if asked.is_empty() && last_word.elapsed() > self.patience.silence {
-                        return Err(TurnError::Silent(self.patience.silence));
-                    }
-                    if stopping.is_some_and(|since| since.elapsed() >= self.patience.stopping) {
-                        return Err(TurnError::StoppedHard(self.patience.stopping));
+                    match stopping.take() {
+                        Some(Stopping { since, why }) if since.elapsed() >= self.patience.stopping => {
+                            return Err(why.unwrap_or(TurnError::StoppedHard(self.patience.stopping)));
+                        }
+                        None if asked.is_empty() && last_word.elapsed() > self.patience.silence => {
+                            let why = TurnError::Silent(self.patience.silence);
+                            stopping = Some(cancel(link, session, &mut asked, Some(why)).await?);
+                        }
+                        still => stopping = still,
                     }
                     link.ping().await.map_err(broke_off)?;
                 }
@@ -121,7 +141,8 @@ impl Runner {
             SessionUpdate::Text(text) => {
                 let room = MOST_REPLY.saturating_sub(said.text.len());
                 if room > 0 && !text.is_empty() {
-                    let text = clip(harmless(&text, usize::MAX), room);
+                    // Cut first: made harmless, a character may take ten times its room.
+                    let text = clip(harmless(&clip(text, room), usize::MAX), room);
                     said.text.push_str(&text);
                     self.registry.say(&received.turn, &Update::Text(text));
                 }
@@ -184,7 +205,7 @@ impl Runner {
                 let span = tracing::info_span!("approval", approved = tracing::field::Empty);
                 let ask = async move {
                     let decision = self.desk.ask(asker, action, fingerprint).await;
-                    tracing::Span::current().record("approved", decision.approved);
+                    tracing::Span::current().record("approved", decision.approves(&fingerprint));
                     (id, fingerprint, decision)
                 };
                 asked.push(Box::pin(ask.instrument(span)));
@@ -208,10 +229,29 @@ impl Runner {
                 "(The agent asked something that this channel cannot relay; it was told so.)\n".to_owned()
             }
         };
-        tracing::info!("a permission request was not put to anybody");
-        self.registry.say(&received.turn, &Update::Text(note));
+        said.notes = said.notes.saturating_add(1);
+        if said.notes <= MOST_NOTES {
+            tracing::info!("a permission request was not put to anybody");
+            self.registry.say(&received.turn, &Update::Text(note));
+        }
+        if said.notes == MOST_NOTES {
+            let enough = "(The agent asked too often; what else it asks like this in this turn is refused unseen.)\n";
+            self.registry.say(&received.turn, &Update::Text(enough.to_owned()));
+        }
         Ok(())
     }
+}
+
+/// Tells the agent to stop. Its questions are closed: nobody needs to answer them any more.
+async fn cancel(
+    link: &mut Link,
+    session: &str,
+    asked: &mut Asked<'_>,
+    why: Option<TurnError>,
+) -> Result<Stopping, TurnError> {
+    asked.clear();
+    link.notify("session/cancel", &json!({"sessionId": session})).await.map_err(broke_off)?;
+    Ok(Stopping { since: Instant::now(), why })
 }
 
 impl Said {
@@ -220,7 +260,7 @@ impl Said {
         let stop_reason = stop_reason.ok_or(AcpError::Incomplete("session/prompt"))?;
         // ZeroClaw repeats the whole answer in `content`; the pieces are the answer where it does not.
         let content = result.get("content").and_then(Value::as_str).filter(|content| !content.is_empty());
-        let answer = content.map_or(self.text, |content| harmless(content, usize::MAX));
+        let answer = content.map_or(self.text, |content| harmless(&clip(content.to_owned(), MOST_REPLY), usize::MAX));
         Ok(Outcome::Answered {
             reply: clip(self.questions + &answer, MOST_REPLY),
             stop_reason: harmless_line(stop_reason, 40),

@@ -208,10 +208,41 @@ impl Agent {
                         break;
                     }
                 }
+                self.note("cancelled");
                 self.result(id, json!({"stopReason": "cancelled", "content": "hanging [cancelled]"})).await;
             }
+            "deaf" => {
+                self.chunk("deaf").await;
+                while let Some(frame) = self.receive().await {
+                    if frame["method"] == "session/cancel" {
+                        self.note("cancelled");
+                    }
+                }
+                self.note("left alone");
+                return false;
+            }
+            "nag" => return self.nag(id, rest.parse().unwrap()).await,
             other => panic!("the double cannot {other}"),
         }
+        true
+    }
+
+    fn note(&self, what: &str) {
+        self.shared.journal.lock().unwrap().push(what.to_owned());
+    }
+
+    /// Asks what the bridge never puts to anybody, and says in the reply how often that was withdrawn.
+    async fn nag(&mut self, id: &Value, times: u32) -> bool {
+        let options = json!([{"optionId": "maybe", "name": "maybe", "kind": "allow_once"}]);
+        let mut withdrawn = 0;
+        for _ in 0..times {
+            let params = json!({"sessionId": self.live, "options": options, "toolCall": {"title": "nag"}});
+            self.send(json!({"jsonrpc": "2.0", "id": "n", "method": "session/request_permission", "params": params}))
+                .await;
+            let Some(frame) = self.receive().await else { return false };
+            withdrawn += u32::from(frame["result"]["outcome"]["outcome"] == "cancelled");
+        }
+        self.result(id, json!({"stopReason": "end_turn", "content": withdrawn.to_string()})).await;
         true
     }
 

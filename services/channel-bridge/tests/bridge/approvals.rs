@@ -142,10 +142,14 @@ async fn stopping_closes_the_question() {
     let mut turn = stack.open("ask ls", "c").await;
     let (_, code) = asked(&mut turn).await;
     rest(&mut stack.open("/stop", "c").await).await;
-    assert_eq!(reply(&rest(&mut turn).await).1, "cancelled");
+    let updates = rest(&mut turn).await;
+    assert_eq!(
+        (decided(&updates).as_slice(), reply(&updates).1),
+        ([ApprovalOutcome::Withdrawn].as_slice(), "cancelled")
+    );
     let late = rest(&mut stack.open(&format!("YES {}", code.dangerous_reveal()), "c").await).await;
-    assert!(failure(&late).0.contains("expired"), "{late:?}");
-    assert_eq!(outcomes(&stack, 1).await.len(), 1);
+    assert_eq!(failure(&late).0, "that question was withdrawn: the turn that asked it is over");
+    assert_eq!(outcomes(&stack, 1).await, [ApprovalOutcome::Withdrawn]);
 }
 
 #[tokio::test]

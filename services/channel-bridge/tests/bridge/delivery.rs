@@ -1,5 +1,6 @@
 //! At-least-once delivery, restarts and retries: one answer, one prompt.
 
+use assistant_proto::event::ChannelReplied;
 use channel_bridge::channels::terminal::{Message, SendError, Updates};
 use channel_bridge::envelope::Update;
 use channel_bridge::inbox::InboxError;
@@ -44,6 +45,7 @@ async fn a_reply_that_was_not_sent_is_committed_again_without_a_prompt() {
     assert!(matches!(updates.next().await, Some(Ok(Update::Accepted { .. }))));
     let received = _post.received.lock().unwrap()[0].clone();
     assert_eq!(first.inbox().handle(received.clone()).await, Ok(()));
+    let turn = received.turn.clone();
     let (second, _cx, post) = stack.reborn().await;
     assert_eq!(second.inbox().handle(received).await, Ok(()));
     let replied = post.replied.lock().unwrap()[0].clone();
@@ -53,7 +55,9 @@ async fn a_reply_that_was_not_sent_is_committed_again_without_a_prompt() {
     second.outbox().deliver(replied.clone()).await.unwrap();
     second.outbox().deliver(replied).await.unwrap();
     assert_eq!(reply(&rest(&mut watching).await), ("x", "end_turn"));
-    assert_eq!(post.notices.lock().unwrap().len(), 1);
+    // The first process may have died before its end of the turn got through: it is said again.
+    assert_eq!(post.ends(), [(turn, 1, "end_turn".to_owned())]);
+    assert_eq!(post.notices.lock().unwrap().len(), 2);
     assert_eq!(stack.agent.texts(), ["say x"]);
 }
 
@@ -79,7 +83,7 @@ async fn a_crash_in_the_middle_is_told_to_the_agent_and_a_second_one_ends_it() {
     // The deadline of a shutdown drops what runs, as a crash would.
     stack.cx.shutdown.deadline().cancel();
     stack.cx.tasks.finished().await;
-    let (second, cx, _post) = stack.reborn().await;
+    let (second, cx, interrupted) = stack.reborn().await;
     let inbox = second.inbox();
     let handling = inbox.handle(received.clone());
     let crash = async {
@@ -88,8 +92,12 @@ async fn a_crash_in_the_middle_is_told_to_the_agent_and_a_second_one_ends_it() {
     };
     let (handled, ()) = tokio::join!(handling, crash);
     assert_eq!(handled, Err(InboxError::Unfinished));
+    assert!(stack.post.ends().is_empty() && interrupted.ends().is_empty());
     let (third, _cx, post) = stack.reborn().await;
+    let ended = (received.turn.clone(), 3, "failed".to_owned());
     assert_eq!(third.inbox().handle(received).await, Ok(()));
+    // It was announced twice and never ended: the process that gives it up ends it.
+    assert_eq!(post.ends(), [ended]);
     let texts = stack.agent.texts();
     assert_eq!((texts.len(), texts[0].as_str()), (2, "hang"));
     assert!(texts[1].starts_with("hang\n\n[Note of the system: this message is delivered a second time"));
@@ -145,7 +153,53 @@ async fn a_damaged_record_fails_the_turn_without_a_prompt() {
     let received = post.received.lock().unwrap()[0].clone();
     stack.damage(&received.turn);
     let (second, _cx, post) = stack.reborn().await;
+    let ended = (received.turn.clone(), 0, "failed".to_owned());
     assert_eq!(second.inbox().handle(received).await, Ok(()));
+    assert_eq!(post.ends(), [ended]);
     assert!(post.replied.lock().unwrap()[0].text.contains("is damaged"));
     assert!(stack.agent.texts().is_empty());
+}
+
+#[tokio::test]
+async fn a_second_attempt_that_is_stopped_before_it_begins_still_ends_the_turn() {
+    let stack = Stack::start().await;
+    let (first, cx, post) = stack.reborn().await;
+    let _client = keyed(&first, "hang", "k").await.unwrap();
+    let received = post.received.lock().unwrap()[0].clone();
+    let inbox = first.inbox();
+    let crash = async {
+        until("it is prompted", || stack.agent.texts().len() == 1).await;
+        cx.shutdown.deadline().cancel();
+    };
+    let (handled, ()) = tokio::join!(inbox.handle(received.clone()), crash);
+    assert_eq!(handled, Err(InboxError::Unfinished));
+    let (second, _cx, post) = stack.reborn().await;
+    let _client = keyed(&second, "hang", "k").await.unwrap();
+    let stop = Message { tier: "tasks".into(), text: "/stop".into(), ..Message::default() };
+    rest(&mut second.terminal().send(stop).await.unwrap()).await;
+    assert_eq!(second.inbox().handle(received.clone()).await, Ok(()));
+    assert!(post.replied.lock().unwrap()[0].text.contains("stopped before it began"));
+    assert_eq!(post.ends(), [(received.turn, 2, "failed".to_owned())]);
+    assert_eq!(stack.agent.texts(), ["hang"]);
+}
+
+#[tokio::test]
+async fn an_outcome_that_could_not_be_recorded_is_still_there_for_a_retry() {
+    let stack = Stack::start().await;
+    let (bridge, _cx, post) = stack.reborn().await;
+    let mut first = keyed(&bridge, "say x", "k").await.unwrap();
+    let received = post.received.lock().unwrap()[0].clone();
+    // What the outbox sees when the inbox could commit the reply and not keep the outcome.
+    let replied = ChannelReplied {
+        tier: received.tier,
+        turn: received.turn,
+        channel: received.channel,
+        conversation: received.conversation,
+        text: "x".to_owned(),
+        traceparent: received.traceparent,
+    };
+    bridge.outbox().deliver(replied).await.unwrap();
+    assert_eq!(reply(&rest(&mut first).await).0, "x");
+    let mut again = keyed(&bridge, "say x", "k").await.unwrap();
+    assert_eq!(reply(&rest(&mut again).await).0, "x");
 }

@@ -7,6 +7,7 @@ mod agent_double;
 mod approvals;
 mod chat;
 mod delivery;
+mod lease;
 mod memory_post;
 mod real_agent;
 mod stack;

@@ -23,6 +23,9 @@ pub(crate) struct MemoryPost {
     pub(crate) received: Mutex<Vec<ChannelReceived>>,
     pub(crate) replied: Mutex<Vec<ChannelReplied>>,
     pub(crate) notices: Mutex<Vec<Notice>>,
+    pub(crate) announced: Mutex<Vec<TurnStarted>>,
+    /// Every beat, also those that did not get through.
+    pub(crate) beats: Mutex<Vec<(TurnStarted, u32, u32)>>,
     pub(crate) journal: Journal,
     pub(crate) consumers: OnceLock<(Inbox, Outbox)>,
     known: Mutex<BTreeSet<(&'static str, TurnId)>>,
@@ -38,6 +41,16 @@ impl MemoryPost {
     pub(crate) fn new(journal: Journal) -> Self {
         let acknowledging = ["secret-broker", "egress-auditor"].map(str::to_owned);
         Self { acknowledging: Mutex::new(acknowledging.into()), journal, ..Self::default() }
+    }
+
+    /// `turn`, attempt and outcome of every end of a turn.
+    pub(crate) fn ends(&self) -> Vec<(TurnId, u32, String)> {
+        let notices = self.notices.lock().unwrap();
+        let end = |notice: &Notice| match notice {
+            Notice::TurnEnded(ended, attempt) => Some((ended.turn.clone(), *attempt, ended.outcome.clone())),
+            _ => None,
+        };
+        notices.iter().filter_map(end).collect()
     }
 
     fn taken(&self, kind: &'static str, turn: &TurnId) -> Result<bool, BusError> {
@@ -87,11 +100,23 @@ impl Post for MemoryPost {
     ) -> BoxFuture<'a, Result<BTreeSet<String>, BusError>> {
         Box::pin(async move {
             self.journal.lock().unwrap().push(format!("announced {}", event.conversation));
+            self.announced.lock().unwrap().push(event.clone());
             Ok(self.acknowledging.lock().unwrap().intersection(expected).cloned().collect())
         })
     }
 
+    fn beat<'a>(&'a self, event: &'a TurnStarted, attempt: u32, beat: u32) -> BoxFuture<'a, Result<(), BusError>> {
+        Box::pin(async move {
+            self.journal.lock().unwrap().push(format!("beat {}", event.turn));
+            self.beats.lock().unwrap().push((event.clone(), attempt, beat));
+            if self.is_connected() { Ok(()) } else { Err(BusError::Disconnected) }
+        })
+    }
+
     fn notify(&self, notice: &Notice, _parent: TraceParent) {
+        if let Notice::TurnEnded(ended, _) = notice {
+            self.journal.lock().unwrap().push(format!("ended {}", ended.turn));
+        }
         self.notices.lock().unwrap().push(notice.clone());
     }
 }

@@ -28,7 +28,7 @@ pub(crate) struct Stack {
     dir: tempfile::TempDir,
 }
 
-fn patience() -> Patience {
+pub(crate) fn patience() -> Patience {
     Patience { agent: Duration::from_secs(5), stopping: Duration::from_secs(5), ..Patience::default() }
 }
 
@@ -37,6 +37,16 @@ pub(crate) async fn assemble(
     agent: SocketAddrV4,
     post: &Arc<MemoryPost>,
     approval_secs: u32,
+) -> (ChannelBridge, Context) {
+    assemble_with(dir, agent, post, approval_secs, patience()).await
+}
+
+async fn assemble_with(
+    dir: &Path,
+    agent: SocketAddrV4,
+    post: &Arc<MemoryPost>,
+    approval_secs: u32,
+    patience: Patience,
 ) -> (ChannelBridge, Context) {
     let token = dir.join("token");
     std::fs::write(&token, TOKEN).unwrap();
@@ -56,7 +66,7 @@ pub(crate) async fn assemble(
     .unwrap();
     let cx = Context::detached();
     let bus: Arc<dyn channel_bridge::post::Post> = post.clone();
-    let bridge = ChannelBridge::assemble(config, &cx, bus, patience()).await.unwrap();
+    let bridge = ChannelBridge::assemble(config, &cx, bus, patience).await.unwrap();
     (bridge, cx)
 }
 
@@ -66,11 +76,19 @@ impl Stack {
     }
 
     pub(crate) async fn with_approvals_open_for(secs: u32) -> Self {
+        Self::with(secs, patience()).await
+    }
+
+    pub(crate) async fn with_patience(patience: Patience) -> Self {
+        Self::with(600, patience).await
+    }
+
+    async fn with(secs: u32, patience: Patience) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let journal: Journal = Arc::new(Mutex::default());
         let agent = AgentDouble::start(Arc::clone(&journal)).await;
         let post = Arc::new(MemoryPost::new(Arc::clone(&journal)));
-        let (bridge, cx) = assemble(dir.path(), agent.address, &post, secs).await;
+        let (bridge, cx) = assemble_with(dir.path(), agent.address, &post, secs, patience).await;
         assert!(post.consumers.set((bridge.inbox(), bridge.outbox())).is_ok());
         Self { agent, post, bridge, cx, journal, dir }
     }

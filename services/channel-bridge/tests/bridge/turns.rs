@@ -27,7 +27,8 @@ async fn a_message_is_answered_as_it_is_said() {
     );
     assert_eq!(updates.len(), 4);
     // Announced, then prompted.
-    assert_eq!(*stack.journal.lock().unwrap(), ["announced c", "prompted say one two"]);
+    let ended = format!("ended {turn}");
+    assert_eq!(*stack.journal.lock().unwrap(), ["announced c", "prompted say one two", &ended]);
     let received = stack.post.received.lock().unwrap()[0].clone();
     assert_eq!((&received.turn, received.traceparent.trace_id()), (turn, trace_id.clone()));
     assert_eq!(stack.post.replied.lock().unwrap()[0].text, "one two");
@@ -129,6 +130,8 @@ async fn a_waiting_turn_can_be_stopped() {
     rest(&mut first).await;
     assert_eq!(failure(&rest(&mut second).await).0, "it was stopped before it began");
     assert_eq!(stack.agent.texts(), ["hang"]);
+    // Nobody heard of the start of the second.
+    assert_eq!(stack.post.ends().iter().map(|(_, _, outcome)| outcome.as_str()).collect::<Vec<_>>(), ["cancelled"]);
 }
 
 #[tokio::test]
@@ -158,4 +161,14 @@ async fn a_question_with_choices_is_shown_and_withdrawn() {
     assert!(text.starts_with("The agent asks: which colour?\n  - red\n  - blue\n"), "{text}");
     assert!(text.ends_with("cancelled"));
     assert!(!updates.iter().any(|update| matches!(update, Update::ToolCall { status: ToolStatus::Failed, .. })));
+}
+
+#[tokio::test]
+async fn an_agent_that_nags_is_answered_and_no_longer_shown() {
+    let stack = Stack::start().await;
+    let updates = stack.say("nag 50").await;
+    assert_eq!(reply(&updates).0, "50");
+    let notes = updates.iter().filter(|update| matches!(update, Update::Text(_))).count();
+    assert_eq!(notes, 9, "{updates:?}");
+    assert!(matches!(&updates[9], Update::Text(note) if note.contains("asked too often")), "{updates:?}");
 }

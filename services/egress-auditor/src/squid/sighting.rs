@@ -13,6 +13,7 @@ use service_kit::turns::{TurnContext, Turns};
 use crate::ledger::{Sighting, SpanDraft, attached, trace_of};
 use crate::line::{Encoded, Line};
 use crate::record::Own;
+use crate::tail::Found;
 use crate::tunnel::{Finding, Reason};
 
 /// Longest name in an event.
@@ -47,10 +48,12 @@ impl Attribution {
         }
     }
 
-    /// A line that could not be parsed: it may be anything, a denied attempt included, so it is counted as one.
+    /// A line that could not be parsed: it may be anything, a denied attempt included, so it is counted as one. Its place
+    /// is part of its identity: two equal lines are two attempts.
     #[must_use]
-    pub fn unreadable(&self, line: &[u8], error: &str) -> Sighting {
-        let id = EventId::derive(&[b"squid line", line]);
+    pub fn unreadable(&self, line: &Found, error: &str) -> Sighting {
+        let (inode, offset) = (line.inode.to_be_bytes(), line.offset.to_be_bytes());
+        let id = EventId::derive(&[b"squid line", &inode, &offset, line.bytes.as_deref().unwrap_or_default()]);
         let now = std::time::SystemTime::now();
         let detail = format!("a line of Squid's log cannot be read: {error}");
         let event = EgressDenied {
@@ -244,6 +247,10 @@ fn explain(line: &Line, host: &str, tier: &Scope, reason: Option<Reason>) -> (St
         Some(Reason::AddressLiteral) => {
             (format!("Squid was asked for the address {host} instead of a name"), nothing("only names can be allowed"))
         }
+        Some(Reason::NoHost) => (
+            "Squid got a request that names no host".to_owned(),
+            nothing("a request must name the host it is for, by CONNECT"),
+        ),
         Some(Reason::PortNotAllowed) => (
             format!("Squid was asked for {host} on a port other than 443"),
             nothing("only HTTPS on port 443 leaves the VM"),
@@ -357,6 +364,21 @@ mod tests {
             assert_eq!(event.turn, attached.then_some(turn), "case {at}");
             assert_eq!(event.trace_id, trace.map_or(id, str::to_owned), "case {at}");
         }
+    }
+
+    #[test]
+    fn unreadable_lines_are_told_apart_by_their_places() {
+        let attribution = attribution(Turns::new());
+        let id = |inode, offset, bytes: Option<&[u8]>| {
+            let found = Found { inode, offset, bytes: bytes.map(<[u8]>::to_vec) };
+            attribution.unreadable(&found, "x").id.as_str().to_owned()
+        };
+        let line: Option<&[u8]> = Some(b"{");
+        assert_eq!(id(1, 0, line), id(1, 0, line), "read twice, counted once");
+        let ids: BTreeSet<String> =
+            [id(1, 0, line), id(1, 2, line), id(2, 0, line), id(1, 0, Some(b"[")), id(1, 0, None), id(1, 9, None)]
+                .into();
+        assert_eq!(ids.len(), 6);
     }
 
     #[test]

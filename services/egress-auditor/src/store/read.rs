@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, OpenFlags, Row};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
 use tokio::sync::watch;
 
 use super::Head;
@@ -83,18 +83,30 @@ impl Reader {
             .await
     }
 
-    /// Own events that never came back from the bus, oldest first.
+    /// Own events up to a sequence number that never came back from the bus, oldest first.
     ///
     /// # Errors
     /// See [`ReadError`].
-    pub async fn unpublished(&self, limit: u32) -> Result<Vec<Record>, ReadError> {
+    pub async fn unpublished(&self, through: u64, limit: u32) -> Result<Vec<Record>, ReadError> {
         self.blocking(move |connection| {
             let sql = format!(
-                "SELECT {COLUMNS} FROM record WHERE event_id IN (SELECT event_id FROM outbox) ORDER BY sequence LIMIT ?1"
+                "SELECT {COLUMNS} FROM record WHERE sequence <= ?1 AND event_id IN (SELECT event_id FROM outbox)
+                 ORDER BY sequence LIMIT ?2"
             );
             let mut statement = connection.prepare(&sql)?;
-            let rows = statement.query_map([limit], record)?;
+            let rows = statement.query_map((through, limit), record)?;
             rows.collect()
+        })
+        .await
+    }
+
+    /// How far a stream of the bus was taken; none if nothing of it ever was.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub async fn place(&self, stream: &'static str) -> Result<Option<u64>, ReadError> {
+        self.blocking(move |connection| {
+            connection.query_row("SELECT sequence FROM place WHERE stream = ?1", [stream], |row| row.get(0)).optional()
         })
         .await
     }

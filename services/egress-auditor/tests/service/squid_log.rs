@@ -173,6 +173,44 @@ async fn a_line_that_cannot_be_read_is_itself_an_event() {
 }
 
 #[tokio::test]
+async fn equal_lines_that_cannot_be_read_are_an_event_each_and_stay_so() {
+    let place = Place::new();
+    let stage = place.start().await;
+    let long = "x".repeat(egress_auditor::line::MOST_LINE_BYTES + 1);
+    place.log(&["{".to_owned(), "{".to_owned(), long.clone(), long]);
+    stage.denials("four", |events| events.len() == 4).await;
+    stage.kill().await;
+    // Read again from the beginning, they are known.
+    std::fs::remove_file(place.path("store/squid-log.checkpoint.json")).unwrap();
+    place.log(&[denied(1, "after.example")]);
+    let stage = place.start().await;
+    stage.denials("control", |events| texts(events, "host").contains(&"after.example")).await;
+    assert_eq!(hosts_recorded(&stage).await, ["", "", "", "", "after.example"]);
+    stage.stop().await;
+}
+
+#[tokio::test]
+async fn a_denial_that_waited_for_the_password_helper_is_one_event_whichever_line_comes_first() {
+    let place = Place::new();
+    let stage = place.start().await;
+    let two = |n: u64, sport: u16, host: &str| {
+        let refused = line(n, sport, host, "TCP_DENIED", "bump", "-").replace(r#""err":"-""#, r#""err":"TCP_RESET""#);
+        let echo = line(n + 1, sport, host, "NONE_NONE", "-", "-")
+            .replace(r#""st":200"#, r#""st":403"#)
+            .replace(r#""err":"-""#, r#""err":"TCP_RESET""#);
+        (refused, echo)
+    };
+    let (refused, echo) = two(1, 50_001, "first.example");
+    place.log(&[refused, echo]);
+    let (refused, echo) = two(3, 50_002, "second.example");
+    place.log(&[echo, refused, denied(5, "control.example")]);
+    let events = stage.denials("control", |events| texts(events, "host").contains(&"control.example")).await;
+    assert_eq!(texts(&events, "host"), ["first.example", "second.example", "control.example"]);
+    assert_eq!(hosts_recorded(&stage).await.len(), 3);
+    stage.stop().await;
+}
+
+#[tokio::test]
 async fn a_log_that_cannot_be_read_is_said_and_the_feed_still_counts() {
     let place = Place::new();
     std::os::unix::fs::symlink("/etc/hostname", place.path("log/access.log")).unwrap();

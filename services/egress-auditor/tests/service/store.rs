@@ -127,17 +127,23 @@ async fn an_event_is_stored_once_and_an_id_cannot_hide_another_event() {
     let mine = event(id.as_str(), "mine.example", true);
     let first = store.append(vec![mine.clone(), event("other", "b.example", false), mine.clone()]).await.unwrap();
     assert_eq!(first, [Stored::New { sequence: 1 }, Stored::New { sequence: 2 }, Stored::Known]);
-    assert_eq!(reader.unpublished(10).await.unwrap().len(), 1, "in the outbox until it is back");
+    assert_eq!(reader.unpublished(u64::MAX >> 1, 10).await.unwrap().len(), 1, "in the outbox until it is back");
+    assert!(reader.unpublished(0, 10).await.unwrap().is_empty(), "what is newer is not asked for");
 
     // The same id with another content: both stand, however often it comes.
     let forged = event(id.as_str(), "forged.example", false);
     assert_eq!(store.append(vec![forged.clone()]).await.unwrap(), [Stored::Conflict { sequence: 3 }]);
     assert_eq!(store.append(vec![forged]).await.unwrap(), [Stored::Known]);
-    assert_eq!(reader.unpublished(10).await.unwrap().len(), 1, "a forgery confirms nothing");
+    assert_eq!(reader.unpublished(u64::MAX >> 1, 10).await.unwrap().len(), 1, "a forgery confirms nothing");
+
+    // Seen again by this service, in another turn or in none: the same event. Over the bus it would not be.
+    let again =
+        Entry { payload: r#"{"host":"mine.example","turn":null,"observed_at":"later"}"#.to_owned(), ..mine.clone() };
+    assert_eq!(store.append(vec![again]).await.unwrap(), [Stored::Known]);
 
     // It comes back from the bus.
     assert_eq!(store.append(vec![Entry { own: false, ..mine }]).await.unwrap(), [Stored::Known]);
-    assert!(reader.unpublished(10).await.unwrap().is_empty());
+    assert!(reader.unpublished(u64::MAX >> 1, 10).await.unwrap().is_empty());
     assert_eq!(reader.newest(Filter::default(), u64::MAX, 10).await.unwrap().len(), 3);
     assert_eq!(reader.verify().await.unwrap().broken_at, None);
     drop(store);

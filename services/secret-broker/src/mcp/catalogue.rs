@@ -4,6 +4,7 @@
 //! So a name means the same tool whichever servers are up.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use assistant_proto::config::McpServer;
 use serde_json::{Map, Value, json};
@@ -74,7 +75,7 @@ impl Catalogue {
 
     /// What the agent is told: of every allowed tool that its server described, the description made harmless.
     /// `listed` holds each server's `tools/list` by index, none where it is not known.
-    pub(super) fn describe(&self, listed: &[Option<Vec<Value>>]) -> Value {
+    pub(super) fn describe(&self, listed: &[Option<Arc<Vec<Value>>>]) -> Value {
         let tools: Vec<Value> = self
             .tools
             .iter()
@@ -173,7 +174,7 @@ mod tests {
         let listed =
             vec![json!({"name": "x", "description": "d"}), json!({"name": "secretly_more", "description": "d"})];
         assert_eq!(
-            catalogue.describe(&[Some(listed), None]),
+            catalogue.describe(&[Some(Arc::new(listed)), None]),
             json!({"tools": [{"name": "x", "inputSchema": {"type": "object"}, "description": "d"}]})
         );
     }
@@ -188,8 +189,11 @@ mod tests {
             "properties": {"p": {"description": "\u{200b}hidden", "enum": ["\u{7}"]}, "od\u{1b}d": {}},
         });
         let huge = json!({"type": "object", "properties": {"p": {"enum": vec!["v"; 20_000]}}});
-        let described =
-            catalogue.describe(&[Some(vec![entry("x", schema), entry("y", huge), entry("z", json!("no schema"))])]);
+        let described = catalogue.describe(&[Some(Arc::new(vec![
+            entry("x", schema),
+            entry("y", huge),
+            entry("z", json!("no schema")),
+        ]))]);
         assert_eq!(
             described,
             json!({"tools": [{

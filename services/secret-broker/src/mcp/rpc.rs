@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde_json::{Map, Number, Value, json};
 
-use crate::models::exact;
+use crate::ingress::exact;
 use crate::refusal::Refusal;
 
 /// JSON-RPC: the method does not exist.

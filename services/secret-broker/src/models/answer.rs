@@ -8,19 +8,18 @@ use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use assistant_proto::event::{EventId, ModelCalled};
-use assistant_proto::name::PrincipalName;
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
-use policy::Denial;
+use policy::{Denial, ModelPermit};
 use service_kit::clock;
 
-use super::wire::is_media_type;
 use crate::attempt::{Attempt, Left};
 use crate::body::{Body, BodyError, bounded};
+use crate::ingress::wire::is_media_type;
 use crate::refusal::Refusal;
 use crate::rewrite::{Scrubber, scrub_body, scrub_headers};
 
@@ -96,10 +95,8 @@ pub(super) fn pass(
 pub(super) struct Account {
     pub(super) state: Arc<State>,
     pub(super) attempt: Attempt,
-    pub(super) principal: PrincipalName,
-    pub(super) model: String,
+    pub(super) permit: ModelPermit,
     pub(super) path: String,
-    pub(super) rule: &'static str,
     /// Upstream status; 0 until it answers.
     pub(super) status: u16,
     pub(super) bytes_out: u64,
@@ -119,7 +116,7 @@ impl Drop for Account {
             &Left {
                 method: "POST",
                 path: &self.path,
-                rule: self.rule,
+                rule: self.permit.rule(),
                 status: self.status,
                 bytes_out: self.bytes_out,
                 bytes_in: self.bytes_in,
@@ -127,8 +124,8 @@ impl Drop for Account {
         );
         let event = ModelCalled {
             tier: self.attempt.tier.clone(),
-            principal: self.principal.clone(),
-            model: self.model.clone(),
+            principal: self.permit.principal().clone(),
+            model: self.permit.model().to_owned(),
             status: self.status,
             turn: self.attempt.turn.turn.clone(),
             trace_id: self.attempt.trace_id(),

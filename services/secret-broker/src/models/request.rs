@@ -7,15 +7,16 @@
 //! Source of the fields: OpenAI's API reference for chat completions; what ZeroClaw sends was read in its
 //! `zeroclaw-providers` crate (`compatible.rs`: `NativeChatRequest`, `ApiChatRequest`, `NativeMessage`).
 
-use std::collections::BTreeMap;
-
+use assistant_proto::config::ModelRoute;
+use assistant_proto::name::PrincipalName;
+use policy::{ModelPermit, decide_model};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::exact;
 use super::fields::{Fields, misshapen};
 use super::message::{self, Message};
 use super::tool::{self, ResponseFormat, Tool, ToolChoice};
+use crate::ingress::exact;
 use crate::refusal::Refusal;
 
 const MESSAGES_MOST: usize = 4_096;
@@ -93,8 +94,8 @@ enum Effort {
 /// A request that was understood in full.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rebuilt {
-    /// The model by the name the tier knows.
-    pub model: String,
+    /// What permits it.
+    pub permit: ModelPermit,
     /// Whether the answer is to be a stream of events.
     pub stream: bool,
     /// What goes upstream.
@@ -111,12 +112,11 @@ impl Rebuilt {
     }
 }
 
-/// Reads a body and makes the request that goes upstream in its stead; `models` maps the names a tier may use to the
-/// names the route knows.
+/// Reads a body, decides on it, and makes the request that goes upstream in its stead.
 ///
 /// # Errors
 /// 400 with the first thing that was not understood, 403 for what is understood and never allowed.
-pub fn rebuild(body: &[u8], models: &BTreeMap<String, String>) -> Result<Rebuilt, Refusal> {
+pub fn rebuild(body: &[u8], route: &ModelRoute, principal: &PrincipalName) -> Result<Rebuilt, Refusal> {
     let value = exact::parse(body).map_err(|error| {
         Refusal::bad_request(
             "not-json",
@@ -129,7 +129,7 @@ pub fn rebuild(body: &[u8], models: &BTreeMap<String, String>) -> Result<Rebuilt
 
     let asked = fields.text("model")?;
     let asked = fields.required("model", asked)?;
-    let upstream = models.get(&asked).ok_or_else(|| not_offered(models))?;
+    let permit = decide_model(route, principal, &asked)?;
 
     let messages = fields.list("messages", MESSAGES_MOST)?;
     let messages = fields.required("messages", messages.filter(|all| !all.is_empty()))?;
@@ -154,7 +154,7 @@ pub fn rebuild(body: &[u8], models: &BTreeMap<String, String>) -> Result<Rebuilt
 
     let stream = fields.flag("stream")?;
     let request = ChatRequest {
-        model: upstream.clone(),
+        model: permit.upstream().to_owned(),
         messages,
         temperature: fields.number("temperature", 0.0, 2.0)?,
         top_p: fields.number("top_p", 0.0, 1.0)?,
@@ -174,16 +174,7 @@ pub fn rebuild(body: &[u8], models: &BTreeMap<String, String>) -> Result<Rebuilt
         parallel_tool_calls: fields.flag("parallel_tool_calls")?,
     };
     fields.finish()?;
-    Ok(Rebuilt { model: asked, stream: stream == Some(true), request })
-}
-
-fn not_offered(models: &BTreeMap<String, String>) -> Refusal {
-    let names: Vec<&str> = models.keys().map(String::as_str).collect();
-    Refusal::forbidden(
-        "model-not-offered",
-        "the request names a model that this tier is not offered",
-        format!("use one of: {}; the list is the stack's model route", names.join(", ")),
-    )
+    Ok(Rebuilt { permit, stream: stream == Some(true), request })
 }
 
 fn stream_options(fields: &mut Fields) -> Result<Option<StreamOptions>, Refusal> {

@@ -85,12 +85,13 @@ impl<T: Clone> Log<T> {
 pub(crate) struct Setup {
     pub(crate) background: bool,
     pub(crate) key_file: bool,
+    pub(crate) bus: bool,
     pub(crate) mcp_servers: Vec<McpServer>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { background: true, key_file: true, mcp_servers: Vec::new() }
+        Self { background: true, key_file: true, bus: true, mcp_servers: Vec::new() }
     }
 }
 
@@ -185,10 +186,26 @@ impl Stand {
         for server in &mut config.tiers[0].mcp_servers {
             server.token_file = at("wrapper.token");
         }
-        let bus = Bus::detached();
+        let bus = if setup.bus {
+            Bus::detached()
+        } else {
+            // Nobody listens on port 1.
+            private(&at("nats.nk"), &nkeys::KeyPair::new_user().seed().unwrap());
+            let bus = &mut config.common.bus;
+            "tls://127.0.0.1:1".clone_into(&mut bus.url);
+            bus.ca_file = at("root.pem");
+            bus.nkey_seed_file = at("nats.nk");
+            Bus::connect("secret-broker", bus).await.unwrap()
+        };
         let state = Arc::new(State::open(config, bus.clone(), tasks.clone()).unwrap());
         let tier = Arc::clone(state.tiers.values().next().unwrap());
-        Self { dir, state, tier, bus, tasks, connects, upstream, draining: CancellationToken::new(), stop }
+        let (telling, draining) = (Arc::clone(&state), CancellationToken::new());
+        let until = draining.clone();
+        tasks.spawn("denials", OnEnd::Expected, async move {
+            telling.denials.tell(until).await;
+            Ok(())
+        });
+        Self { dir, state, tier, bus, tasks, connects, upstream, draining, stop }
     }
 
     /// Serves the model ingress and returns its address.
@@ -236,6 +253,22 @@ impl Stand {
     /// Bodies of the events of a type so far.
     pub(crate) fn events(&self, subject: &str) -> Vec<Value> {
         self.bus.emitted().into_iter().filter(|(other, _)| other == subject).map(|(_, body)| body).collect()
+    }
+
+    /// Waits until `count` refusals are counted, and returns their events.
+    pub(crate) async fn wait_for_denials(&self, count: u64) -> Vec<Value> {
+        let waited = tokio::time::timeout(PATIENCE, async {
+            loop {
+                let events = self.events("egress.denied.tasks");
+                let counted: u64 = events.iter().map(|event| event["count"].as_u64().unwrap()).sum();
+                if counted >= count {
+                    assert_eq!(counted, count, "each refusal is counted once: {events:?}");
+                    return events;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
+        waited.await.unwrap_or_else(|_| panic!("no {count} refusals: {:?}", self.bus.emitted()))
     }
 
     /// Waits until there are `count` events of a type: some are published when a body's last reader lets go of it.

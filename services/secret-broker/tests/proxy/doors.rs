@@ -127,6 +127,37 @@ async fn a_tunnel_carries_tls_only() {
 }
 
 #[tokio::test]
+async fn a_tunnel_that_stays_silent_is_counted() {
+    let world = World::new().await;
+    let (mut stream, status, _) = world.connect(&format!("{HOST}:443")).await;
+    assert_eq!(status, 200);
+    // From here on time passes as soon as everybody waits.
+    tokio::time::pause();
+    rest_of(&mut stream).await;
+    let event = world.only_denial().await;
+    assert_eq!((event["reason"].as_str(), event["host"].as_str()), (Some("no-tls-in-time"), Some(HOST)));
+    assert!(world.gate.connects().is_empty());
+}
+
+#[tokio::test]
+async fn equal_refusals_are_few_events_and_each_is_counted() {
+    let world = World::new().await;
+    for _ in 0..40 {
+        let (_stream, status, _) = world.connect("other.example:443").await;
+        assert_eq!(status, 403);
+    }
+    let counted = || world.events("egress.denied").iter().map(|event| event["count"].as_u64().unwrap()).sum::<u64>();
+    let all = async {
+        while counted() < 40 {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(crate::world::DEADLINE, all).await.unwrap();
+    assert_eq!(counted(), 40);
+    assert!(world.events("egress.denied").len() < 20, "{:?}", world.events("egress.denied"));
+}
+
+#[tokio::test]
 async fn a_tier_has_a_limited_number_of_connections() {
     let world = World::new().await;
     let tier = &world.state.tiers[&"tasks".parse().unwrap()];

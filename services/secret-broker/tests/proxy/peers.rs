@@ -144,8 +144,12 @@ pub fn chunks(parts: Vec<Bytes>) -> AnswerBody {
 pub enum Manner {
     /// Leads every host to the origin.
     Forward,
-    /// Closes the connection, as Squid denies.
+    /// Resets the connection, as Squid denies.
+    Reset,
+    /// Closes the connection, as a Squid does that ends.
     HangUp,
+    /// Answers with this status.
+    Status(u16),
 }
 
 /// Stands where Squid stands.
@@ -198,8 +202,14 @@ impl Gate {
             head.push(stream.read_u8().await?);
         }
         self.connects.lock().unwrap().push(String::from_utf8(head).unwrap());
-        if *self.manner.lock().unwrap() == Manner::HangUp {
-            return Ok(());
+        let manner = *self.manner.lock().unwrap();
+        match manner {
+            Manner::Forward => {}
+            Manner::HangUp => return Ok(()),
+            Manner::Reset => return stream.set_zero_linger(),
+            Manner::Status(status) => {
+                return stream.write_all(format!("HTTP/1.1 {status} x\r\n\r\n").as_bytes()).await;
+            }
         }
         let mut upstream = TcpStream::connect(origin).await?;
         stream.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await?;

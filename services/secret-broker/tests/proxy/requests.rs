@@ -78,6 +78,11 @@ async fn what_is_not_permitted_reaches_nobody() {
         ("lower case", usual("post", "/api/x"), "", 400, "malformed-method"),
         ("trace", usual("TRACE", "/api/x"), "", 400, "method-trace"),
         ("upgrade", with("upgrade", "websocket"), "", 403, "upgrade-refused"),
+        ("method override", with("x-http-method-override", "DELETE"), "", 403, "foreign-routing"),
+        ("other URL", with("x-original-url", "/other"), "", 403, "foreign-routing"),
+        ("forwarded", with("x-forwarded-host", "evil.example"), "", 403, "foreign-routing"),
+        ("method in query", usual("GET", "/api/x?_method=DELETE"), "", 403, "foreign-routing"),
+        ("credential in query", usual("GET", "/api/x?key=attacker"), "", 403, "foreign-credential"),
         ("body of GET", usual_get(), "secret plans", 400, "body-not-allowed"),
         ("absolute", usual("GET", "https://api.allowed.example/api/x"), "", 400, "absolute-form-refused"),
         (
@@ -105,7 +110,47 @@ async fn what_is_not_permitted_reaches_nobody() {
         assert_eq!(event["host"], HOST);
         assert!(world.gate.connects().is_empty() && world.origin.seen().is_empty(), "{what}");
         assert!(world.events("egress.allowed").is_empty() && world.events("secret.injected").is_empty(), "{what}");
+        assert!(world.events("egress.permitted").is_empty(), "{what}");
     }
+}
+
+#[tokio::test]
+async fn a_decision_is_on_record_before_its_request_leaves() {
+    let world = World::new().await;
+    let bus = world.bus().clone();
+    world.origin.answers(move |_| {
+        let recorded = bus.emitted().iter().filter(|(subject, _)| subject == "egress.permitted.tasks").count();
+        http::Response::new(text(recorded.to_string()))
+    });
+    let mut tunnel = world.tunnel().await;
+    for count in ["1", "2"] {
+        assert_eq!(body_of(tunnel.fetch("GET", "/api/x?q=1", "").await).await, count, "on record when it arrives");
+    }
+    let event = &world.events("egress.permitted")[0];
+    for (field, expected) in [
+        ("tier", "tasks"),
+        ("principal", PRINCIPAL),
+        ("layer", "broker"),
+        ("host", HOST),
+        ("method", "GET"),
+        ("path", "/api/x"),
+        ("rule", "marvin"),
+        ("secret", "marvin_token"),
+        ("attachment", "active"),
+        ("trace_id", TRACE),
+    ] {
+        assert_eq!(event[field], expected, "{field}");
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_put_on_record_does_not_leave() {
+    let world = World::odd(Odd { no_bus: true, ..Odd::default() }).await;
+    let response = world.tunnel().await.fetch("GET", "/api/x", "").await;
+    assert_eq!(response.status(), 503);
+    assert_eq!(json_of(response).await["reason"], "not-journaled");
+    assert!(world.gate.connects().is_empty() && world.origin.seen().is_empty());
+    assert_eq!(world.state.injections(&"marvin_token".parse().unwrap()), 0);
 }
 
 #[tokio::test]

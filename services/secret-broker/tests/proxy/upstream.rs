@@ -25,7 +25,7 @@ async fn an_origin_that_cannot_prove_its_name_gets_nothing() {
 #[tokio::test]
 async fn what_squid_refuses_is_counted_by_squid() {
     let world = World::new().await;
-    *world.gate.manner.lock().unwrap() = Manner::HangUp;
+    *world.gate.manner.lock().unwrap() = Manner::Reset;
     let mut tunnel = world.tunnel().await;
     let response = tunnel.fetch("GET", "/api/x", "").await;
     assert_eq!(response.status(), 502);
@@ -35,6 +35,28 @@ async fn what_squid_refuses_is_counted_by_squid() {
     // And it recovers by itself.
     *world.gate.manner.lock().unwrap() = Manner::Forward;
     assert_eq!(tunnel.fetch("GET", "/api/x", "").await.status(), 200);
+}
+
+#[tokio::test]
+async fn what_squid_has_no_line_for_is_counted_here() {
+    for (manner, reason, events) in [
+        (Manner::HangUp, "squid-failed", 1),
+        (Manner::Status(503), "squid-failed", 1),
+        (Manner::Status(500), "squid-failed", 1),
+        // The control: denials of Squid's, which it logs.
+        (Manner::Status(407), "squid-refused", 0),
+        (Manner::Status(403), "squid-refused", 0),
+    ] {
+        let world = World::new().await;
+        *world.gate.manner.lock().unwrap() = manner;
+        let response = world.tunnel().await.fetch("GET", "/api/x", "").await;
+        assert_eq!(response.status(), 502);
+        assert_eq!(json_of(response).await["reason"], reason, "{manner:?}");
+        let denied = world.events("egress.denied");
+        assert_eq!(denied.len(), events, "{manner:?}: {denied:?}");
+        assert!(denied.iter().all(|event| event["reason"] == reason));
+        assert!(world.events("egress.allowed").is_empty());
+    }
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use assistant_proto::config::BrokerConfig;
+use assistant_proto::config::{BrokerConfig, Bus};
 use assistant_proto::event::TurnStarted;
 use assistant_proto::name::TurnId;
 use aws_lc_rs::digest;
@@ -25,7 +25,6 @@ use secret_broker::identity::Network;
 use secret_broker::proxy::serve_proxy;
 use secret_broker::state::State;
 use serde_json::{Value, json};
-use service_kit::bus::Bus;
 use service_kit::host::Context;
 use service_kit::task::OnEnd;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
@@ -59,6 +58,7 @@ pub struct Odd {
     pub unknown_origin_ca: bool,
     pub no_secret: bool,
     pub no_gate: bool,
+    pub no_bus: bool,
 }
 
 pub fn private(path: &Path, content: &str) {
@@ -72,7 +72,7 @@ impl World {
     }
 
     pub async fn odd(odd: Odd) -> Self {
-        let cx = Context::detached();
+        let mut cx = Context::detached();
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         let (interception, internet, other) = (Ca::new(), Ca::new(), Ca::new());
@@ -123,7 +123,18 @@ impl World {
             "model": {"base_url": "https://model.example/v1", "key": null, "squid_user": "models", "models": {}}
         }))
         .unwrap();
+        if odd.no_bus {
+            // Nobody listens on port 1.
+            private(&at("nats.nk"), &nkeys::KeyPair::new_user().seed().unwrap());
+            let config = Bus { nkey_seed_file: at("nats.nk"), ca_file: at("ca.pem"), ..config.common.bus.clone() };
+            cx.bus = service_kit::bus::Bus::connect("secret-broker", &config).await.unwrap();
+        }
         let state = Arc::new(State::open(config, cx.bus.clone(), cx.tasks.clone()).unwrap());
+        let (telling, draining) = (Arc::clone(&state), cx.shutdown.draining());
+        cx.tasks.spawn("denials", OnEnd::Expected, async move {
+            telling.denials.tell(draining).await;
+            Ok(())
+        });
         if !odd.no_turn {
             state.turns.started(&TurnStarted {
                 tier: "tasks".parse().unwrap(),
@@ -151,7 +162,7 @@ impl World {
         Self { cx, state, origin, gate, proxy, client_tls: Arc::new(client_tls), _dir: dir }
     }
 
-    pub fn bus(&self) -> &Bus {
+    pub fn bus(&self) -> &service_kit::bus::Bus {
         &self.cx.bus
     }
 

@@ -1,24 +1,28 @@
 //! The receiving half of the bus.
 
-use std::collections::{HashMap, VecDeque};
 use std::future::Future;
-use std::time::Duration;
 
 use assistant_proto::event::Event;
 use assistant_proto::trace::TraceParent;
-use async_nats::jetstream::AckKind;
+use async_nats::HeaderMap;
+use async_nats::connection::State;
 use async_nats::jetstream::consumer::PullConsumer;
+use async_nats::jetstream::{AckKind, Message};
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use serde::Serialize;
 
-use super::{Bus, BusError, Undecodable, header};
+use super::{Bus, BusError, Connected, Outgoing, Undecodable, WANTS_ANSWER, header};
+use crate::text::harmless_line;
+use backlog::Backlog;
 
-/// A handler that failed gets its message again after this long.
-const REDELIVERY: Duration = Duration::from_secs(2);
-/// How often JetStream is told that a handler is still at it; well below its acknowledgement wait of 30 s.
-const PROGRESS: Duration = Duration::from_secs(10);
+mod backlog;
+
+/// Subjects of messages that were set aside: `undecodable.<stream they were in>`. The stream UNDECODABLE keeps them.
+const SET_ASIDE: &str = "undecodable";
+/// Longest reason that goes with such a message.
+const MOST_REASON_CHARS: usize = 512;
 
 /// An event as it arrived.
 #[derive(Debug)]
@@ -39,6 +43,12 @@ impl<E> Received<E> {
     #[must_use]
     pub fn detached(event: E) -> Self {
         Self { event, id: "detached".to_owned(), parent: None, deliveries: 1, reply: None }
+    }
+
+    /// Whether the sender collects answers (`Bus::gather`).
+    #[must_use]
+    pub fn wants_answer(&self) -> bool {
+        self.reply.is_some()
     }
 
     /// Answers the sender's inbox (core subscriptions only).
@@ -96,23 +106,26 @@ impl Bus {
             let Some(message) = message else { anyhow::bail!("the subscription to {} ended", E::TYPE) };
             match decode::<E>(&message.subject, &message.payload) {
                 Ok(event) => {
+                    // The inbox of one who does not ask is JetStream's, which answers alone.
+                    let asked = header(message.headers.as_ref(), WANTS_ANSWER).is_some();
                     let received = Received {
                         event,
                         id: header(message.headers.as_ref(), "ce-id").unwrap_or_default().to_owned(),
                         parent: header(message.headers.as_ref(), "traceparent").and_then(|text| text.parse().ok()),
                         deliveries: 0,
-                        reply: message.reply.map(|subject| (bus.client.clone(), subject)),
+                        reply: message.reply.filter(|_| asked).map(|subject| (bus.client.clone(), subject)),
                     };
                     handler(received).await;
                 }
-                Err(error) => undecodable.count(&message.subject, &error),
+                Err(error) => undecodable.count(&message.subject, &error, "passed over"),
             }
         }
     }
 
     /// Consumes a durable pull consumer until the bus is closed. Messages of one subject are handled in order, one at a
-    /// time; different subjects side by side. `Ok` acknowledges, `Err` asks for redelivery, what cannot be decoded is
-    /// terminated, counted and logged. Run it in `Tasks::spawn_restarting`.
+    /// time; different subjects side by side. `Ok` acknowledges, `Err` asks for redelivery. What cannot be decoded is
+    /// published as it is on `undecodable.<stream>`, and only once that is stored taken from the stream. Run it in
+    /// `Tasks::spawn_restarting`.
     ///
     /// # Errors
     /// When the consumer does not exist (yet) or its stream of messages ends.
@@ -123,28 +136,20 @@ impl Bus {
         F: Future<Output = anyhow::Result<()>> + Send,
     {
         let handler = &handler;
-        self.drive(stream, durable, true, |raw: Raw| {
-            let decoded = decode::<E>(&raw.subject, &raw.payload);
-            async move {
-                match decoded {
+        self.drive(stream, durable, true, 1, |raws: Vec<Raw>| async move {
+            let mut outcome = Outcome::Done;
+            // One at a time, as asked for.
+            for raw in raws {
+                outcome = match decode::<E>(&raw.subject, &raw.payload) {
                     Ok(event) => {
                         let received =
                             Received { event, id: raw.id, parent: raw.parent, deliveries: raw.deliveries, reply: None };
-                        match handler(received).await {
-                            Ok(()) => Outcome::Done,
-                            Err(error) => {
-                                tracing::warn!(
-                                    subject = raw.subject,
-                                    error = format!("{error:#}"),
-                                    "a message will be handled again"
-                                );
-                                Outcome::Again
-                            }
-                        }
+                        handled(&raw.subject, handler(received).await)
                     }
                     Err(error) => Outcome::Undecodable(error),
-                }
+                };
             }
+            outcome
         })
         .await
     }
@@ -159,22 +164,51 @@ impl Bus {
         F: Future<Output = anyhow::Result<()>> + Send,
     {
         let handler = &handler;
-        self.drive(stream, durable, false, |raw: Raw| async move {
-            let subject = raw.subject.clone();
-            match handler(raw).await {
-                Ok(()) => Outcome::Done,
-                Err(error) => {
-                    tracing::warn!(subject, error = format!("{error:#}"), "a message will be handled again");
-                    Outcome::Again
-                }
+        self.drive(stream, durable, false, 1, |raws: Vec<Raw>| async move {
+            let mut outcome = Outcome::Done;
+            for raw in raws {
+                let subject = raw.subject.clone();
+                outcome = handled(&subject, handler(raw).await);
             }
+            outcome
         })
         .await
     }
 
-    async fn drive<H, F>(&self, stream: &str, durable: &str, by_subject: bool, handler: H) -> anyhow::Result<()>
+    /// As [`Bus::consume_raw`], but whatever waits, up to `most` messages, is handled together: one after the other as
+    /// in the stream, acknowledged together or delivered again together.
+    ///
+    /// # Errors
+    /// As [`Bus::consume`].
+    pub async fn consume_raw_batch<H, F>(
+        &self,
+        stream: &str,
+        durable: &str,
+        most: usize,
+        handler: H,
+    ) -> anyhow::Result<()>
     where
-        H: Fn(Raw) -> F + Send + Sync,
+        H: Fn(Vec<Raw>) -> F + Send + Sync,
+        F: Future<Output = anyhow::Result<()>> + Send,
+    {
+        let handler = &handler;
+        self.drive(stream, durable, false, most, |raws: Vec<Raw>| async move {
+            let subject = raws.first().map(|raw| raw.subject.clone()).unwrap_or_default();
+            handled(&subject, handler(raws).await)
+        })
+        .await
+    }
+
+    async fn drive<H, F>(
+        &self,
+        stream: &str,
+        durable: &str,
+        by_subject: bool,
+        most: usize,
+        handler: H,
+    ) -> anyhow::Result<()>
+    where
+        H: Fn(Vec<Raw>) -> F + Send + Sync,
         F: Future<Output = Outcome> + Send,
     {
         let Ok(bus) = self.connected() else { return Ok(()) };
@@ -186,42 +220,48 @@ impl Bus {
             .map_err(|error| anyhow::anyhow!("consumer {durable} of stream {stream}: {error}"))?;
         let mut messages = consumer.messages().await?;
         // Bounded by the consumer's max_ack_pending: the server sends no more than that.
-        let mut queued: HashMap<String, VecDeque<async_nats::jetstream::Message>> = HashMap::new();
+        let mut backlog: Backlog<Message> = Backlog::default();
         let mut running = FuturesUnordered::new();
-        let run = |message: async_nats::jetstream::Message, key: String| {
-            let handler = &handler;
-            let undecodable = &undecodable;
+        let run = |messages: Vec<Message>, lane: String| {
+            let (handler, undecodable) = (&handler, &undecodable);
             async move {
-                handle(message, handler, undecodable).await;
-                key
+                handle(bus, stream, messages, handler, undecodable).await;
+                lane
             }
         };
+        let mut progress = tokio::time::interval(bus.pace.progress);
         let mut open = true;
         loop {
             tokio::select! {
                 message = messages.next(), if open => match message {
                     Some(Ok(message)) => {
-                        let key = if by_subject { message.subject.to_string() } else { String::new() };
-                        match queued.get_mut(&key) {
-                            Some(queue) => queue.push_back(message),
-                            None => {
-                                queued.insert(key.clone(), VecDeque::new());
-                                running.push(run(message, key));
-                            }
+                        let sequence = match message.info() {
+                            Ok(info) => info.stream_sequence,
+                            Err(error) => anyhow::bail!("consumer {durable} of stream {stream}: {error}"),
+                        };
+                        let lane = if by_subject { message.subject.to_string() } else { String::new() };
+                        backlog.add(&lane, sequence, message);
+                        if let Some(messages) = backlog.begin(&lane, most) {
+                            running.push(run(messages, lane));
                         }
                     }
                     Some(Err(error)) => anyhow::bail!("consumer {durable} of stream {stream}: {error}"),
                     None => anyhow::bail!("consumer {durable} of stream {stream} ended"),
                 },
-                Some(key) = running.next() => {
-                    match queued.get_mut(&key).and_then(VecDeque::pop_front) {
-                        Some(message) if open => running.push(run(message, key)),
-                        _ => {
-                            queued.remove(&key);
+                Some(lane) = running.next() => {
+                    backlog.end(&lane);
+                    if open {
+                        if let Some(messages) = backlog.begin(&lane, most) {
+                            running.push(run(messages, lane));
                         }
-                    }
-                    if !open && running.is_empty() {
+                    } else if running.is_empty() {
                         return Ok(());
+                    }
+                }
+                // What waits behind a long one is not lost: without this it would be delivered again and again.
+                _ = progress.tick(), if open => {
+                    for message in backlog.waiting() {
+                        still_at_it(bus, message).await;
                     }
                 }
                 () = bus.closed.cancelled(), if open => {
@@ -242,14 +282,71 @@ enum Outcome {
     Undecodable(String),
 }
 
-async fn handle<H, F>(message: async_nats::jetstream::Message, handler: &H, undecodable: &Undecodable)
+fn handled(subject: &str, outcome: anyhow::Result<()>) -> Outcome {
+    match outcome {
+        Ok(()) => Outcome::Done,
+        Err(error) => {
+            tracing::warn!(subject, error = format!("{error:#}"), "a message will be handled again");
+            Outcome::Again
+        }
+    }
+}
+
+async fn handle<H, F>(bus: &Connected, stream: &str, messages: Vec<Message>, handler: &H, undecodable: &Undecodable)
 where
-    H: Fn(Raw) -> F,
+    H: Fn(Vec<Raw>) -> F,
     F: Future<Output = Outcome>,
 {
+    let work = handler(messages.iter().map(raw).collect());
+    tokio::pin!(work);
+    let mut progress = tokio::time::interval(bus.pace.progress);
+    progress.tick().await;
+    let outcome = loop {
+        tokio::select! {
+            outcome = &mut work => break outcome,
+            _ = progress.tick() => {
+                for message in &messages {
+                    still_at_it(bus, message).await;
+                }
+            }
+        }
+    };
+    for message in messages {
+        let kind = match &outcome {
+            Outcome::Done => AckKind::Ack,
+            Outcome::Again => AckKind::Nak(Some(bus.pace.redelivery)),
+            Outcome::Undecodable(reason) => match set_aside(bus, stream, &message, reason).await {
+                Ok(()) => {
+                    undecodable.count(&message.subject, reason, "set aside in UNDECODABLE");
+                    AckKind::Term
+                }
+                Err(error) => {
+                    undecodable.count(&message.subject, reason, "left in its stream");
+                    tracing::error!(subject = %message.subject, %error, "a message cannot be set aside in UNDECODABLE");
+                    AckKind::Nak(Some(bus.pace.set_aside_again))
+                }
+            },
+        };
+        // A lost acknowledgement means redelivery; handlers are idempotent.
+        if let Err(error) = message.ack_with(kind).await {
+            tracing::warn!(subject = %message.subject, %error, "a message was not acknowledged");
+        }
+    }
+}
+
+async fn still_at_it(bus: &Connected, message: &Message) {
+    // While there is no connection it would wait for one, and the work with it.
+    if bus.client.connection_state() == State::Connected
+        && let Err(error) = message.ack_with(AckKind::Progress).await
+    {
+        tracing::debug!(%error, "progress was not acknowledged");
+    }
+}
+
+fn raw(message: &Message) -> Raw {
     let (stream_sequence, deliveries) =
         message.info().map_or((0, 1), |info| (info.stream_sequence, u64::try_from(info.delivered).unwrap_or(1)));
-    let raw = Raw {
+    Raw {
         subject: message.subject.to_string(),
         type_: header(message.headers.as_ref(), "ce-type").unwrap_or_default().to_owned(),
         id: header(message.headers.as_ref(), "ce-id").unwrap_or_default().to_owned(),
@@ -258,33 +355,29 @@ where
         payload: message.payload.clone(),
         stream_sequence,
         deliveries,
-    };
-    let work = handler(raw);
-    tokio::pin!(work);
-    let mut progress = tokio::time::interval(PROGRESS);
-    progress.tick().await;
-    let outcome = loop {
-        tokio::select! {
-            outcome = &mut work => break outcome,
-            _ = progress.tick() => {
-                if let Err(error) = message.ack_with(AckKind::Progress).await {
-                    tracing::debug!(%error, "progress was not acknowledged");
-                }
+    }
+}
+
+/// Stores a message where it stays until a person looks at it: a work queue forgets what is terminated.
+async fn set_aside(bus: &Connected, stream: &str, message: &Message, reason: &str) -> Result<(), BusError> {
+    let mut headers = HeaderMap::new();
+    for (name, values) in message.headers.iter().flat_map(HeaderMap::iter) {
+        let name: &str = name.as_ref();
+        // Those of NATS are orders to the server, meant for another stream.
+        if name.get(..5).is_none_or(|prefix| !prefix.eq_ignore_ascii_case("nats-")) {
+            for value in values {
+                headers.append(name, value.clone());
             }
         }
-    };
-    let kind = match outcome {
-        Outcome::Done => AckKind::Ack,
-        Outcome::Again => AckKind::Nak(Some(REDELIVERY)),
-        Outcome::Undecodable(error) => {
-            undecodable.count(&message.subject, &error);
-            AckKind::Term
-        }
-    };
-    // A lost acknowledgement means redelivery; handlers are idempotent.
-    if let Err(error) = message.ack_with(kind).await {
-        tracing::warn!(subject = %message.subject, %error, "a message was not acknowledged");
     }
+    let sequence = message.info().map_or(0, |info| info.stream_sequence);
+    headers.insert("Nats-Msg-Id", format!("{SET_ASIDE}-{stream}-{sequence}").as_str());
+    headers.insert("undecodable-subject", message.subject.as_str());
+    headers.insert("undecodable-reason", harmless_line(reason, MOST_REASON_CHARS).as_str());
+    let outgoing = Outgoing { subject: format!("{SET_ASIDE}.{stream}"), headers, payload: message.payload.clone() };
+    let patience = bus.pace.acknowledged;
+    tokio::time::timeout(patience, bus.publish(outgoing)).await.map_err(|_| BusError::TimedOut(patience))??;
+    Ok(())
 }
 
 /// Decodes and checks that the subject is the one the value computes: a publisher with rights on one tier's subject
@@ -297,16 +390,4 @@ fn decode<E: Event>(subject: &str, payload: &[u8]) -> Result<E, String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use assistant_proto::event::FloorChecked;
-
-    use super::*;
-
-    #[test]
-    fn the_subject_must_fit_the_value() {
-        let body = br#"{"passed":1,"failed":0,"checked_at":""}"#;
-        assert!(decode::<FloorChecked>("floor.checked.stack", body).is_ok());
-        assert!(decode::<FloorChecked>("floor.checked.tasks", body).is_err());
-        assert!(decode::<FloorChecked>("floor.checked.stack", b"{}").is_err());
-    }
-}
+mod tests;

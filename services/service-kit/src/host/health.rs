@@ -82,10 +82,10 @@ impl Health {
         self.lock().bus = Some(bus.clone());
     }
 
-    /// Spawns the task that publishes changes until `stop`.
+    /// Spawns the task that publishes changes until `stop`. Critical: without it the last answer would stand for ever.
     pub(super) fn spawn(&self, tasks: &Tasks, stop: CancellationToken) {
         let health = self.clone();
-        tasks.spawn("health", OnEnd::Expected, async move {
+        tasks.spawn("health", OnEnd::Critical, async move {
             tokio::select! {
                 () = health.publish() => {}
                 () = stop.cancelled() => {}
@@ -132,5 +132,21 @@ impl Health {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_serves_behind_a_dead_health() {
+        let (tasks, stop) = (Tasks::default(), CancellationToken::new());
+        Health::detached().spawn(&tasks, stop.clone());
+        stop.cancel();
+        let end = tokio::time::timeout(std::time::Duration::from_secs(60), tasks.critical_end()).await;
+        assert_eq!(end.unwrap(), "health: it returned");
     }
 }

@@ -28,13 +28,11 @@ pub struct MalformedPattern;
 impl FromStr for HostPattern {
     type Err = MalformedPattern;
     fn from_str(text: &str) -> Result<Self, MalformedPattern> {
-        let host = |text: &str| text.parse().map_err(|_| MalformedPattern);
-        if let Some(rest) = text.strip_prefix("*.") {
-            host(rest).map(Self::OneBelow)
-        } else if let Some(rest) = text.strip_prefix('.') {
-            host(rest).map(Self::AndBelow)
-        } else {
-            host(text).map(Self::Exact)
+        // What is a pattern is the broker's to say; this one is ordered, and knows what covers what.
+        match policy::pattern::HostPattern::parse(text).ok_or(MalformedPattern)? {
+            policy::pattern::HostPattern::Exact(host) => Ok(Self::Exact(host)),
+            policy::pattern::HostPattern::OneBelow(host) => Ok(Self::OneBelow(host)),
+            policy::pattern::HostPattern::Subtree(host) => Ok(Self::AndBelow(host)),
         }
     }
 }

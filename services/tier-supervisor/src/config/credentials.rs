@@ -1,34 +1,25 @@
 //! The sections of a tier that say what may leave it: `credentials` and `egress`.
+//!
+//! Owns the shapes, the floor and the references. What a rule may say is `policy`'s: its parsers are asked entry by entry,
+//! for the place, and its compiler in the end ([`compile`]), so that what passes here is what the broker will accept.
 
-use assistant_proto::name::{SecretName, ServerName};
+use assistant_proto::name::{SecretName, ServerName, TierName};
+use policy::TierPolicy;
+use policy::pattern::PathPattern;
 
 use super::allowlist::{Allowlist, HostPattern};
 use super::problem::{At, Report, suggestion};
 use super::tier::{Credential, Egress, Server, Subject};
 use super::tree::{Fields, Node};
+use crate::render::rules;
 
 const CREDENTIAL_FIELDS: [&str; 8] =
     ["secret", "placeholder", "hosts", "methods", "paths", "header", "template", "for"];
 const EGRESS_FIELDS: [&str; 3] = ["hosts", "methods", "paths"];
 const METHODS: [&str; 6] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"];
 
-/// Headers that frame a message, choose its target, or belong to a single hop: no secret goes there.
-const FRAMING_HEADERS: [&str; 14] = [
-    "host",
-    "content-length",
-    "transfer-encoding",
-    "connection",
-    "keep-alive",
-    "upgrade",
-    "te",
-    "trailer",
-    "expect",
-    "proxy-authorization",
-    "proxy-connection",
-    "accept-encoding",
-    "content-encoding",
-    "traceparent",
-];
+/// What the broker sets itself on every request. Every other place that no secret may have is `policy`'s to know.
+const SET_BY_BROKER: &str = "traceparent";
 
 /// What the sections of a tier are checked against.
 pub(super) struct Surroundings<'a> {
@@ -43,17 +34,26 @@ pub(super) struct Surroundings<'a> {
     pub(super) secret_problem: &'a dyn Fn(&SecretName) -> Option<(String, String)>,
 }
 
+/// A section that was read.
+pub(super) struct Section<T> {
+    pub(super) value: T,
+    pub(super) at: At,
+    /// Nothing in it was reported that makes a rule incomplete.
+    pub(super) is_sound: bool,
+}
+
 pub(super) fn credential(
     node: &Node,
     index: usize,
     around: &Surroundings<'_>,
     report: &mut Report<'_>,
-) -> Option<Credential> {
+) -> Option<Section<Credential>> {
     let fields = Fields::of(node, "a credential", &CREDENTIAL_FIELDS, report)?;
     let secret = secret_name(&fields, report);
     if let Some((what, fix)) = secret.as_ref().and_then(|secret| (around.secret_problem)(secret)) {
         report.problem(fields.at, what, fix);
     }
+    let before = report.problems.len();
     let hosts = hosts(&fields, "this credential", around, report);
     let methods = methods(&fields, report);
     let paths = paths(&fields, report);
@@ -62,7 +62,7 @@ pub(super) fn credential(
     let subjects = subjects(&fields, around, report);
     let placeholder = placeholder(&fields, secret.as_ref(), around, report);
     let (secret, header, template, placeholder) = (secret?, header?, template?, placeholder?);
-    Some(Credential {
+    let value = Credential {
         id: format!("{secret}-{}", index.saturating_add(1)),
         secret,
         placeholder,
@@ -73,15 +73,42 @@ pub(super) fn credential(
         template,
         subjects,
         line: fields.at.line,
-    })
+    };
+    Some(Section { value, at: fields.at, is_sound: report.problems.len() == before })
 }
 
-pub(super) fn egress(node: &Node, around: &Surroundings<'_>, report: &mut Report<'_>) -> Option<Egress> {
+pub(super) fn egress(node: &Node, around: &Surroundings<'_>, report: &mut Report<'_>) -> Option<Section<Egress>> {
     let fields = Fields::of(node, "\"egress\"", &EGRESS_FIELDS, report)?;
+    let before = report.problems.len();
     let hosts = hosts(&fields, "\"egress\"", around, report);
     let methods = methods(&fields, report);
     let paths = paths(&fields, report);
-    Some(Egress { hosts, methods, paths, line: fields.at.line })
+    let value = Egress { hosts, methods, paths, line: fields.at.line };
+    Some(Section { value, at: fields.at, is_sound: report.problems.len() == before })
+}
+
+/// What the broker would say to the rules of a tier, each problem at the section that the rule is made from. Sections with
+/// problems of their own are left out: their rules are not whole.
+pub(super) fn compile(
+    tier: &TierName,
+    servers: &[Server],
+    credentials: &[Section<Credential>],
+    egress: Option<&Section<Egress>>,
+    report: &mut Report<'_>,
+) {
+    let sound: Vec<Credential> =
+        credentials.iter().filter(|section| section.is_sound).map(|section| section.value.clone()).collect();
+    let open = egress.filter(|section| section.is_sound).map(|section| &section.value);
+    // A name that is too long for a principal is reported where the servers are.
+    let Ok(rules) = rules(report.file, tier, servers, &sound, open) else { return };
+    let Err(problems) = TierPolicy::compile(tier, &rules) else { return };
+    let places: Vec<At> =
+        credentials.iter().map(|section| section.at).chain(egress.map(|section| section.at)).collect();
+    for problem in problems {
+        let line = problem.source.rsplit(':').next().and_then(|line| line.parse::<usize>().ok());
+        let at = places.iter().copied().find(|at| Some(at.line) == line).unwrap_or(At { line: 1, column: 1 });
+        report.problem(at, problem.problem, format!("change rule {}; the broker would refuse it", problem.rule));
+    }
 }
 
 fn secret_name(fields: &Fields<'_>, report: &mut Report<'_>) -> Option<SecretName> {
@@ -145,28 +172,15 @@ fn methods(fields: &Fields<'_>, report: &mut Report<'_>) -> Vec<String> {
 fn paths(fields: &Fields<'_>, report: &mut Report<'_>) -> Vec<String> {
     let mut paths = Vec::new();
     for (at, text) in fields.texts("paths", report) {
-        if is_path_pattern(text) {
+        if PathPattern::parse(text).is_some() {
             paths.push(text.to_owned());
         } else {
             let fix = "start with \"/\"; a segment is literal text, \"*\" (one segment) or, at the end only, \"**\" (any \
-                       number); no query, no \"..\", no percent signs";
+                       number); no query, no \"..\"";
             report.problem(at, "this is not a path pattern", fix);
         }
     }
     paths
-}
-
-fn is_path_pattern(text: &str) -> bool {
-    let Some(rest) = text.strip_prefix('/') else { return false };
-    let segments: Vec<&str> = rest.split('/').collect();
-    let last = segments.len().saturating_sub(1);
-    segments.iter().enumerate().all(|(index, segment)| match *segment {
-        "**" => index == last,
-        "*" => true,
-        "" => index == last,
-        "." | ".." => false,
-        literal => literal.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~!$&'()+,;=:@".contains(&b)),
-    })
 }
 
 fn header(fields: &Fields<'_>, report: &mut Report<'_>) -> Option<String> {
@@ -181,31 +195,18 @@ fn header(fields: &Fields<'_>, report: &mut Report<'_>) -> Option<String> {
         return None;
     };
     let name = text.to_ascii_lowercase();
-    let token = !name.is_empty()
-        && name.len() <= 64
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
-    if !token {
-        report.problem(at, "this is not the name of a header", "for example: header: X-API-Token");
-        return None;
-    }
-    if FRAMING_HEADERS.contains(&name.as_str()) {
-        report.problem(at, "this header cannot carry a secret", "use the header the service's documentation names");
+    if name == SET_BY_BROKER {
+        report.problem(at, "this header is set by the broker", "use the header the service's documentation names");
         return None;
     }
     Some(name)
 }
 
 fn template(fields: &Fields<'_>, report: &mut Report<'_>) -> Option<String> {
-    let Some((at, text)) = fields.text("template", report) else {
-        return fields.node("template").is_none().then(|| "{}".to_owned());
-    };
-    let printable = text.bytes().all(|b| b == b' ' || b.is_ascii_graphic());
-    let trimmed = text.trim() == text;
-    if text.len() <= 200 && printable && trimmed && text.matches("{}").count() == 1 {
-        return Some(text.to_owned());
+    match fields.text("template", report) {
+        Some((_, text)) => Some(text.to_owned()),
+        None => fields.node("template").is_none().then(|| "{}".to_owned()),
     }
-    report.problem(at, "a template holds {} exactly once, in printable ASCII", "for example: template: \"Bearer {}\"");
-    None
 }
 
 fn placeholder(
@@ -298,18 +299,6 @@ fn subject(at: At, text: &str, around: &Surroundings<'_>, report: &mut Report<'_
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn path_patterns() {
-        for good in ["/", "/api/**", "/api/*/items", "/a.b/c-d_e~", "/**", "/api/"] {
-            assert!(is_path_pattern(good), "{good}");
-        }
-        for bad in
-            ["", "api", "/api/**/x", "/api/../x", "/./x", "/a//b", "/a?b", "/a#b", "/%2e", "/a*", "/a b", "/\u{e9}"]
-        {
-            assert!(!is_path_pattern(bad), "{bad}");
-        }
-    }
 
     #[test]
     fn placeholders() {

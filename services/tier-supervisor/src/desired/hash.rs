@@ -6,6 +6,8 @@ use super::{ContainerSpec, Content, MountSource, Ready};
 
 /// Part of every hash. Raised when the engine begins to create containers differently from equal specifications.
 const FORMAT: u64 = 1;
+/// Part of every hash, too: a container lives with the system calls that it was made with.
+const SYSTEM_CALLS: &str = include_str!("../engine/docker/seccomp.json");
 
 /// Feeds values with their length and a field name, so that no two different specifications feed the same bytes.
 struct Feed(Context);
@@ -73,6 +75,7 @@ pub(super) fn spec_hash(spec: &ContainerSpec) -> String {
     } = spec;
     let mut feed = Feed(Context::new(&SHA256));
     feed.number("format", FORMAT);
+    feed.text("system calls", SYSTEM_CALLS);
     feed.text("name", name);
     feed.text("role", role.as_str());
     feed.text("tier", tier.as_ref().map_or("", |tier| tier.as_str()));

@@ -14,9 +14,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use assistant_proto::config::Mode;
 use bollard::models::{ContainerInspectResponse, EventMessage, NetworkConnectRequest, NetworkDisconnectRequest};
 use bollard::query_parameters::{
-    CreateContainerOptionsBuilder, EventsOptionsBuilder, InspectContainerOptions, ListContainersOptionsBuilder,
-    ListNetworksOptions, ListVolumesOptions, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
-    RemoveVolumeOptionsBuilder, StartContainerOptions, StopContainerOptionsBuilder,
+    CreateContainerOptionsBuilder, EventsOptionsBuilder, InspectContainerOptions, KillContainerOptionsBuilder,
+    ListContainersOptionsBuilder, ListNetworksOptions, ListVolumesOptions, LogsOptionsBuilder,
+    RemoveContainerOptionsBuilder, RemoveVolumeOptionsBuilder, StartContainerOptions, StopContainerOptionsBuilder,
 };
 use futures::{StreamExt, TryStreamExt};
 use tokio::sync::Mutex;
@@ -237,6 +237,15 @@ impl Engine for Docker {
             })
             .await;
         unless_vanished(outcome)
+    }
+
+    async fn signal_container(&self, id: &str, signal: &str) -> Result<(), EngineError> {
+        let what = format!("send {signal} to container {id}");
+        self.call(&what, Subject::Existing("the container"), async |docker| {
+            let options = KillContainerOptionsBuilder::new().signal(signal).build();
+            docker.kill_container(id, Some(options)).await
+        })
+        .await
     }
 
     async fn remove_container(&self, id: &str) -> Result<(), EngineError> {

@@ -29,6 +29,8 @@ struct Status {
     /// All sets of capabilities, put together.
     capabilities: Option<u64>,
     no_new_privileges: bool,
+    /// Whether a filter judges its system calls.
+    filtered: bool,
 }
 
 impl Reader {
@@ -105,6 +107,9 @@ fn of_status(spec: &ContainerSpec, status: &Status) -> Vec<String> {
     if !status.no_new_privileges {
         problems.push("it may gain privileges".to_owned());
     }
+    if !status.filtered {
+        problems.push("its system calls are not filtered".to_owned());
+    }
     if status.uid != Some(spec.uid) {
         problems.push(format!("it does not run as uid {}", spec.uid));
     }
@@ -124,6 +129,8 @@ fn status(text: &str) -> Status {
                 status.capabilities = Some(status.capabilities.unwrap_or_default() | set);
             }
             "NoNewPrivs" => status.no_new_privileges = value == "1",
+            // SECCOMP_MODE_FILTER (proc_pid_status(5)).
+            "Seccomp" => status.filtered = value == "2",
             _ => {}
         }
     }
@@ -177,7 +184,7 @@ mod tests {
 
     const CONFINED: &str = "Name:\tzeroclaw\nUid:\t65534\t65534\t65534\t65534\nCapInh:\t0000000000000000\n\
         CapPrm:\t0000000000000000\nCapEff:\t0000000000000000\nCapBnd:\t0000000000000000\nCapAmb:\t0000000000000000\n\
-        NoNewPrivs:\t1\n";
+        NoNewPrivs:\t1\nSeccomp:\t2\nSeccomp_filters:\t1\n";
     const VM: &str = "22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n\
         25 22 0:23 / /run rw,nosuid shared:5 - tmpfs tmpfs rw\n";
     const CONTAINER: &str = "500 400 0:60 / / ro,relatime - overlay overlay rw\n\
@@ -186,7 +193,11 @@ mod tests {
 
     #[test]
     fn every_set_of_capabilities_counts() {
-        assert_eq!(status(CONFINED), Status { uid: Some(65534), capabilities: Some(0), no_new_privileges: true });
+        let confined = Status { uid: Some(65534), capabilities: Some(0), no_new_privileges: true, filtered: true };
+        assert_eq!(status(CONFINED), confined);
+        for mode in ["0", "1", "x"] {
+            assert!(!status(&CONFINED.replace("Seccomp:\t2", &format!("Seccomp:\t{mode}"))).filtered, "{mode}");
+        }
         for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
             let more = CONFINED.replace(&format!("{set}:\t0000000000000000"), &format!("{set}:\t0000000000000400"));
             assert_eq!(status(&more).capabilities, Some(0x400), "{set}");

@@ -18,6 +18,21 @@ pub(super) fn canonical(listing: &str) -> Result<String, KernelError> {
     Ok(value.to_string())
 }
 
+/// Frames that the rules have counted which report to a group.
+pub(super) fn reported(listing: &str, group: u16) -> Result<u64, KernelError> {
+    let value: Value =
+        serde_json::from_str(listing).map_err(|error| KernelError::Listing { why: error.to_string() })?;
+    let Some(Value::Array(parts)) = value.get("nftables") else {
+        return Err(KernelError::Listing { why: "there is no \"nftables\" in it".to_owned() });
+    };
+    let rules = parts.iter().filter_map(|part| part.get("rule")?.get("expr")?.as_array());
+    let reporting = rules.filter(|statements| {
+        statements.iter().any(|part| part.get("log").and_then(|log| log.get("group")?.as_u64()) == Some(group.into()))
+    });
+    let counted = reporting.flatten().filter_map(|part| part.get("counter")?.get("packets")?.as_u64());
+    Ok(counted.fold(0, u64::saturating_add))
+}
+
 fn tidy(value: &mut Value) {
     match value {
         Value::Object(fields) => {
@@ -42,6 +57,17 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
     use super::*;
+
+    #[test]
+    fn what_was_reported_is_summed() {
+        let listing = r#"{"nftables":[{"metainfo":{}},
+            {"rule":{"expr":[{"counter":{"packets":3,"bytes":4}},{"log":{"prefix":"as:flow","group":87}},{"drop":null}]}},
+            {"rule":{"expr":[{"counter":{"packets":40,"bytes":4}},{"drop":null}]}},
+            {"rule":{"expr":[{"counter":{"packets":500,"bytes":4}},{"log":{"group":1}},{"drop":null}]}},
+            {"rule":{"expr":[{"counter":{"packets":2,"bytes":4}},{"log":{"group":87}},{"drop":null}]}}]}"#;
+        assert_eq!(reported(listing, 87).unwrap(), 5);
+        assert!(reported("{}", 87).is_err());
+    }
 
     #[test]
     fn only_what_matters_counts() {

@@ -50,6 +50,8 @@ type Elements = BTreeSet<String>;
 /// Every set of the table. What the fields of an element are is said in `table`.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Sets {
+    /// Bridges and ports, as they are called.
+    pub(super) interfaces: BTreeSet<String>,
     pub(super) bridges: Elements,
     pub(super) same: Elements,
     pub(super) subnets: Elements,
@@ -84,6 +86,7 @@ impl Sets {
     pub(super) fn new(desired: &Desired, ports: &[ContainerPort]) -> Self {
         let mut sets = Self::default();
         for network in desired.networks.iter().filter(|network| is_interface_name(&network.bridge)) {
+            sets.interfaces.insert(network.bridge.clone());
             sets.bridges.insert(quoted(&network.bridge));
             sets.same.insert(format!("{0} . {0}", quoted(&network.bridge)));
             sets.subnets.insert(network.subnet.to_string());
@@ -93,6 +96,7 @@ impl Sets {
 
         let known = known(desired, ports);
         for port in known.values() {
+            sets.interfaces.insert(port.ifname.to_owned());
             sets.ports.insert(quoted(port.ifname));
             sets.pins.insert(format!("{} . {} . {}", quoted(port.ifname), port.mac, port.address));
             sets.macs.insert(port.mac.clone());
@@ -214,7 +218,9 @@ fn private(desired: &Desired) -> impl Iterator<Item = String> {
 
 /// Names come from Docker and from the kernel; one that would need quoting is not taken at all.
 fn is_interface_name(name: &str) -> bool {
-    (1..=15).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+    // The kernel takes neither dot alone, and a path of /proc must not be led by them.
+    let fits = (1..=15).contains(&name.len()) && name != "." && name != "..";
+    fits && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
 }
 
 fn quoted(name: &str) -> String {
@@ -249,7 +255,7 @@ mod tests {
         for good in ["as-bus", "ast01234567", "veth1a2b3c4", "eth0.5"] {
             assert!(is_interface_name(good), "{good}");
         }
-        for bad in ["", "a b", "a\"", "a\n", "a;drop", "a*", "sixteen-letters-", "\u{e9}"] {
+        for bad in ["", ".", "..", "a/b", "a b", "a\"", "a\n", "a;drop", "a*", "sixteen-letters-", "\u{e9}"] {
             assert!(!is_interface_name(bad), "{bad:?}");
         }
     }

@@ -6,13 +6,16 @@
 use std::collections::BTreeSet;
 
 use super::sets::{ContainerPort, Sets};
-use super::{DRILL_INTERFACE, NFLOG_GROUP, Ruleset, TABLE};
+use super::{DRILL_INTERFACE, GATES_UID, NFLOG_GROUP, Ruleset, TABLE};
 use crate::desired::Desired;
 
 const BRIDGE_CHAINS: &str = include_str!("bridge.nft");
 const INET_CHAINS: &str = include_str!("inet.nft");
+const ARP_CHAINS: &str = include_str!("arp.nft");
 /// Where the drill pins the interface by which Squid leaves.
 const EXIT_INTERFACE: &str = "#exit-interface";
+/// Where the user of the gates goes.
+const GATES: &str = "#gates";
 
 /// The table that carries the desired state's flows between these ports, and nothing else.
 #[must_use]
@@ -45,6 +48,8 @@ pub fn ruleset(desired: &Desired, ports: &[ContainerPort]) -> Ruleset {
 
     let mut inet = Table::new("inet");
     inet.set("bridges", "ifname", &sets.bridges);
+    inet.set("ports", "ifname", &sets.ports);
+    inet.intervals("subnets", &sets.subnets);
     inet.set("same", "ifname . ifname", &sets.same);
     inet.set("vm_tcp", "ifname . ipv4_addr . inet_service", &sets.vm_tcp);
     inet.set("vm_udp", "ifname . ipv4_addr . inet_service", &sets.vm_udp);
@@ -58,8 +63,15 @@ pub fn ruleset(desired: &Desired, ports: &[ContainerPort]) -> Ruleset {
         ),
         None => String::new(),
     };
-    script.push_str(&inet.with_chains(&INET_CHAINS.replace(EXIT_INTERFACE, &pinned)));
-    Ruleset { script }
+    let chains = INET_CHAINS.replace(EXIT_INTERFACE, &pinned).replace(GATES, &GATES_UID.to_string());
+    script.push_str(&inet.with_chains(&chains));
+
+    let mut arp = Table::new("arp");
+    arp.set("bridges", "ifname", &sets.bridges);
+    arp.set("ports", "ifname", &sets.ports);
+    arp.intervals("subnets", &sets.subnets);
+    script.push_str(&arp.with_chains(ARP_CHAINS));
+    Ruleset { script, interfaces: sets.interfaces }
 }
 
 /// Statements after which the table is not there, whether or not it was.
@@ -101,5 +113,29 @@ impl Table {
         self.text.push_str(chains);
         self.text.push_str("}\n");
         self.text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::samples;
+
+    #[test]
+    fn numbers_that_others_use_too_are_theirs() {
+        let text = ruleset(&samples::desired(), &[]).script().to_owned();
+        let dials: Vec<&str> = text.lines().filter(|line| line.contains("meta skuid {")).collect();
+        assert_eq!(dials.len(), 2);
+        assert!(
+            dials.iter().all(|line| line.contains(&format!("meta skuid {{ 0, {GATES_UID} }} accept"))),
+            "{dials:?}"
+        );
+        assert!(!INET_CHAINS.contains(&GATES_UID.to_string()), "it is written twice");
+        assert!(!text.contains(GATES) && !text.contains(EXIT_INTERFACE));
+        let logs = text.lines().filter(|line| line.contains(" log prefix "));
+        assert!(logs.clone().count() > 10);
+        for line in logs {
+            assert!(line.contains(&format!(" group {NFLOG_GROUP} ")), "{line}");
+        }
     }
 }

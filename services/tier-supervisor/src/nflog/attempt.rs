@@ -58,6 +58,7 @@ pub(super) enum Reason {
     UnknownPort,
     Flood,
     Lost,
+    Unheard,
 }
 
 impl Reason {
@@ -74,7 +75,7 @@ impl Reason {
             Self::SpoofedSource => "spoofed-source",
             Self::UnknownPort => "unknown-port",
             Self::Flood => "flood",
-            Self::Lost => "flood-lost",
+            Self::Lost | Self::Unheard => "flood-lost",
         }
     }
 }
@@ -166,9 +167,11 @@ impl Principals {
         Self::new(desired, ports, vm, |name| nix::net::if_::if_nametoindex(name).ok())
     }
 
-    /// What a dropped frame was an attempt at. None for what is no attempt: a container's announcement of its own address.
+    /// What a dropped frame was an attempt at. None for what is no attempt: a container's announcement of its own address,
+    /// and its question whether anybody else has it. With another's address, or on another way, these are attempts too.
     pub(super) fn attempt(&self, cause: Cause, interface: Option<u32>, packet: Packet) -> Option<Attempt> {
         if let Packet::Arp { sender, target } = packet
+            && matches!(cause, Cause::Arp | Cause::Unknown)
             && (sender == target || sender.is_unspecified())
         {
             return None;
@@ -259,6 +262,11 @@ impl Attempt {
         Self { reason: Reason::Lost, ..Self::nothing(Origin::nobody_known()) }
     }
 
+    /// What was dropped while nobody listened.
+    pub(super) fn unheard() -> Self {
+        Self { reason: Reason::Unheard, ..Self::nothing(Origin::nobody_known()) }
+    }
+
     fn nothing(origin: Origin) -> Self {
         Self {
             origin,
@@ -300,6 +308,9 @@ impl Attempt {
             }
             Reason::Flood => format!("{who} made more different attempts at once than are counted one by one."),
             Reason::Lost => "Attempts came faster than the kernel could report them one by one.".to_owned(),
+            Reason::Unheard => {
+                "Attempts were dropped while tier-supervisor did not run; their number is all that is known.".to_owned()
+            }
         }
     }
 
@@ -311,6 +322,9 @@ impl Attempt {
             }
             (_, Reason::Lost) => {
                 "Find the container with the high load (docker stats) and stop it; the attempts were dropped all the same."
+            }
+            (_, Reason::Unheard) => {
+                "Nothing to do if the supervisor was stopped on purpose; otherwise its log says why it ended."
             }
             (Scope::Stack, _) => {
                 "A service of the stack tried what it has no flow for. Unless you changed it, read its log, then replace it."
@@ -363,7 +377,7 @@ mod tests {
     }
 
     fn to(destination: [u8; 4]) -> Packet {
-        let transport = Transport::Tcp { source_port: 40000, port: 443, sequence: 1 };
+        let transport = Transport::Tcp { source_port: 40000, port: 443, opening: Some(1) };
         Packet::Ipv4 { source: AGENT, destination: destination.into(), transport }
     }
 
@@ -411,15 +425,32 @@ mod tests {
     #[test]
     fn an_announcement_is_no_attempt() {
         let announcement = Packet::Arp { sender: AGENT, target: AGENT };
-        assert_eq!(principals().attempt(Cause::Unknown, Some(99), announcement), None);
+        let probe = Packet::Arp { sender: Ipv4Addr::UNSPECIFIED, target: AGENT };
+        for packet in [announcement, probe] {
+            for cause in [Cause::Unknown, Cause::Arp] {
+                assert_eq!(principals().attempt(cause, Some(99), packet), None);
+            }
+            // From a port that is known, and not with its own address: poison.
+            let spoofed = principals().attempt(Cause::Spoof, Some(8), packet).unwrap();
+            assert_eq!((spoofed.reason, spoofed.protocol.as_str()), (Reason::SpoofedSource, "arp"));
+            assert_eq!(spoofed.origin.container.as_deref(), Some("assistant-secret-broker"));
+        }
     }
 
     #[test]
     fn every_prefix_of_the_chains_is_known_and_goes_to_our_group() {
         let mut prefixes = 0;
-        for chains in [include_str!("../kernel/bridge.nft"), include_str!("../kernel/inet.nft")] {
+        let families = [
+            include_str!("../kernel/bridge.nft"),
+            include_str!("../kernel/inet.nft"),
+            include_str!("../kernel/arp.nft"),
+        ];
+        for chains in families {
             for line in chains.lines().filter(|line| line.contains(" log ")) {
-                let prefix = line.split('"').nth(1).unwrap();
+                let prefix = line.split('"').find(|part| part.starts_with("as:")).unwrap();
+                if prefix == super::super::mark::PREFIX {
+                    continue;
+                }
                 assert!(Cause::from_prefix(prefix).is_some(), "{line}");
                 assert!(line.contains(&format!("group {} ", crate::kernel::NFLOG_GROUP)), "{line}");
                 assert!(line.trim().ends_with("drop"), "{line}");

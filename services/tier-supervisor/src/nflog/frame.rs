@@ -22,7 +22,8 @@ pub(super) enum Transport {
     Tcp {
         source_port: u16,
         port: u16,
-        sequence: u32,
+        /// Sequence number of a SYN without data, which is what TCP repeats when nobody answers.
+        opening: Option<u32>,
     },
     Udp {
         port: u16,
@@ -57,10 +58,11 @@ fn ipv4(bytes: &[u8]) -> Option<Packet> {
     // A later fragment has no transport header; its first bytes mean nothing.
     let later_fragment = u16::from_be_bytes(array(bytes, 6)?) & 0x1fff != 0;
     let rest = if later_fragment { &[] } else { bytes.get(header..).unwrap_or_default() };
+    let length = usize::from(u16::from_be_bytes(array(bytes, 2)?)).checked_sub(header);
     Some(Packet::Ipv4 {
         source: array(bytes, 12)?.into(),
         destination: array(bytes, 16)?.into(),
-        transport: transport(protocol, rest),
+        transport: transport(protocol, rest, length),
     })
 }
 
@@ -79,21 +81,31 @@ fn ipv6(bytes: &[u8]) -> Option<Packet> {
         }
         (next, _) => (next, rest),
     };
-    Some(Packet::Ipv6 { destination: array::<16>(bytes, 24)?.into(), transport: transport(next, rest) })
+    Some(Packet::Ipv6 { destination: array::<16>(bytes, 24)?.into(), transport: transport(next, rest, None) })
 }
 
-fn transport(protocol: u8, bytes: &[u8]) -> Transport {
+/// `length` is what the packet says it carries; what was captured may be less.
+fn transport(protocol: u8, bytes: &[u8], length: Option<usize>) -> Transport {
     let read = || match protocol {
         6 => Some(Transport::Tcp {
             source_port: u16::from_be_bytes(array(bytes, 0)?),
             port: u16::from_be_bytes(array(bytes, 2)?),
-            sequence: u32::from_be_bytes(array(bytes, 4)?),
+            opening: opening(bytes, length),
         }),
         17 => Some(Transport::Udp { port: u16::from_be_bytes(array(bytes, 2)?) }),
         1 | 58 => Some(Transport::Icmp),
         _ => None,
     };
     read().unwrap_or(Transport::Other(protocol))
+}
+
+fn opening(segment: &[u8], length: Option<usize>) -> Option<u32> {
+    const FIN_SYN_RST_ACK: u8 = 0x17;
+    const SYN: u8 = 0x02;
+    let [offset, flags] = array(segment, 12)?;
+    let header = usize::from(offset >> 4).checked_mul(4)?;
+    let bare = flags & FIN_SYN_RST_ACK == SYN && length == Some(header);
+    bare.then_some(u32::from_be_bytes(array(segment, 4)?))
 }
 
 fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
@@ -106,12 +118,12 @@ mod tests {
 
     use super::*;
 
-    /// An IPv4 header with a transport that begins with ports 40000 and 443 and sequence number 7.
+    /// An IPv4 header with a transport that begins with ports 40000 and 443 and, in TCP, is a SYN with sequence number 7.
     fn ipv4_bytes(protocol: u8, fragment: u16) -> Vec<u8> {
         let mut bytes = vec![0x45, 0, 0, 40, 0, 0];
         bytes.extend(fragment.to_be_bytes());
         bytes.extend([64, protocol, 0, 0, 10, 87, 16, 20, 203, 0, 113, 9]);
-        bytes.extend([0x9c, 0x40, 0x01, 0xbb, 0, 0, 0, 7]);
+        bytes.extend([0x9c, 0x40, 0x01, 0xbb, 0, 0, 0, 7, 0, 0, 0, 0, 0x50, 2]);
         bytes
     }
 
@@ -124,7 +136,7 @@ mod tests {
 
     #[test]
     fn reads_what_containers_send() {
-        let tcp = Transport::Tcp { source_port: 40000, port: 443, sequence: 7 };
+        let tcp = Transport::Tcp { source_port: 40000, port: 443, opening: Some(7) };
         assert_eq!(
             read(ETHERTYPE_IPV4, &ipv4_bytes(6, 0)),
             Packet::Ipv4 {
@@ -139,11 +151,24 @@ mod tests {
         // More fragments: the header is there. A later fragment: it is not.
         assert_eq!(transport_of(read(ETHERTYPE_IPV4, &ipv4_bytes(6, 0x2000))), Some(tcp));
         assert_eq!(transport_of(read(ETHERTYPE_IPV4, &ipv4_bytes(6, 3))), Some(Transport::Other(6)));
+        // Data in it, another flag, too short to tell: nothing that TCP would repeat unasked.
+        let later = Transport::Tcp { source_port: 40000, port: 443, opening: None };
+        for (at, byte) in [(3, 41), (33, 0x12), (33, 0x10), (33, 0x03), (32, 0x60)] {
+            let mut other = ipv4_bytes(6, 0);
+            if let Some(changed) = other.get_mut(at) {
+                *changed = byte;
+            }
+            assert_eq!(transport_of(read(ETHERTYPE_IPV4, &other)), Some(later), "{at}");
+        }
+        assert_eq!(transport_of(read(ETHERTYPE_IPV4, ipv4_bytes(6, 0).get(..30).unwrap_or_default())), Some(later));
         // With options the transport begins later.
         let mut options = ipv4_bytes(6, 0);
         options.splice(20..20, [1, 1, 1, 1]);
         if let Some(first) = options.first_mut() {
             *first = 0x46;
+        }
+        if let Some(length) = options.get_mut(3) {
+            *length = 44;
         }
         assert_eq!(transport_of(read(ETHERTYPE_IPV4, &options)), Some(tcp));
     }

@@ -1,6 +1,7 @@
 //! The netlink socket on which the kernel reports dropped frames.
 //!
-//! The kernel numbers its reports, so that those it had no room for are at least counted. It belongs to the network
+//! The kernel numbers its reports from 0 for each one who binds the group (`nfulnl_instance.seq` in
+//! net/netfilter/nfnetlink_log.c), so that those it had no room for are at least counted. It belongs to the network
 //! namespace of the thread that opens it.
 
 use std::io;
@@ -80,7 +81,7 @@ pub(super) fn listen(group: u16) -> io::Result<mpsc::Receiver<io::Result<Batch>>
 
 fn receive(socket: &Socket, hand_on: &mpsc::Sender<io::Result<Batch>>) {
     let mut buffer = Vec::with_capacity(BUFFER);
-    let mut next = None;
+    let mut next = 0;
     while !hand_on.is_closed() {
         buffer.clear();
         let batch = match socket.recv(&mut buffer, 0) {
@@ -112,7 +113,7 @@ fn configure(socket: &Socket, group: u16, settings: Vec<ConfigNla>) -> io::Resul
     }
 }
 
-fn read(bytes: &[u8], next: &mut Option<u32>) -> Batch {
+fn read(bytes: &[u8], next: &mut u32) -> Batch {
     let mut batch = Batch::default();
     for message in messages(bytes) {
         let NetlinkPayload::InnerMessage(NetfilterMessage {
@@ -124,9 +125,8 @@ fn read(bytes: &[u8], next: &mut Option<u32>) -> Batch {
         };
         let (report, sequence) = report(attributes);
         if let Some(sequence) = sequence {
-            let expected = next.unwrap_or(sequence);
-            batch.lost = batch.lost.saturating_add(u64::from(sequence.wrapping_sub(expected)));
-            *next = Some(sequence.wrapping_add(1));
+            batch.lost = batch.lost.saturating_add(u64::from(sequence.wrapping_sub(*next)));
+            *next = sequence.wrapping_add(1);
         }
         batch.reports.push(report);
     }
@@ -177,4 +177,36 @@ fn messages(mut bytes: &[u8]) -> Vec<NetlinkMessage<NetfilterMessage>> {
         }
     }
     messages
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A report with nothing in it but its number, as the kernel writes it (nfnetlink.h, nfnetlink_log.h).
+    fn numbered(sequence: u32) -> Vec<u8> {
+        const LENGTH: u32 = 16 + 4 + 8;
+        const PACKET: u16 = 4 << 8;
+        const NFULA_SEQ: u16 = 12;
+        let mut bytes = LENGTH.to_ne_bytes().to_vec();
+        bytes.extend(PACKET.to_ne_bytes());
+        bytes.extend([0; 10]);
+        bytes.extend([7, 0, 0, 87]);
+        bytes.extend(8_u16.to_ne_bytes());
+        bytes.extend(NFULA_SEQ.to_ne_bytes());
+        bytes.extend(sequence.to_be_bytes());
+        bytes
+    }
+
+    #[test]
+    fn what_is_missing_before_the_first_report_is_lost_too() {
+        let mut next = 0;
+        let batch = read(&numbered(3), &mut next);
+        assert_eq!((batch.reports.len(), batch.lost), (1, 3));
+        let batch = read(&[numbered(4), numbered(9)].concat(), &mut next);
+        assert_eq!((batch.reports.len(), batch.lost), (2, 4));
+        let mut next = u32::MAX;
+        let batch = read(&[numbered(u32::MAX), numbered(0)].concat(), &mut next);
+        assert_eq!((batch.reports.len(), batch.lost), (2, 0));
+    }
 }

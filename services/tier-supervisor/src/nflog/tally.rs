@@ -3,7 +3,7 @@
 //! Memory is bounded whatever containers send. What one origin does beyond its share is counted in one event of its own,
 //! so that a noisy tier cannot hide what another one does.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::attempt::{Attempt, Origin};
@@ -14,6 +14,8 @@ pub(super) const WINDOW: Duration = Duration::from_millis(400);
 const MOST_PER_ORIGIN: usize = 128;
 /// Linux sends a SYN again for 127 seconds.
 const RETRANSMITTED_WITHIN: Duration = Duration::from_secs(130);
+/// Linux waits a second before it sends a SYN again (RFC 6298, 2.1); what comes sooner was sent by a program.
+const RETRANSMITTED_AFTER: Duration = Duration::from_millis(500);
 /// Segments that are remembered as sent. When they are more, the oldest count again if they come again.
 const MOST_SEGMENTS: usize = 8192;
 
@@ -93,8 +95,8 @@ impl<C> Tally<C> {
     }
 }
 
-/// What makes two TCP segments the same one, sent twice: one connection attempt is one attempt, however often the kernel
-/// repeats its SYN.
+/// What makes two SYNs without data the same one, sent twice: one connection attempt is one attempt, however often the
+/// kernel repeats it. It may repeat one with other options and another IP id, so these say nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Segment {
     pub(super) interface: Option<u32>,
@@ -106,12 +108,14 @@ pub(super) struct Segment {
 /// Segments seen lately.
 #[derive(Debug, Default)]
 pub(super) struct Segments {
-    seen: HashSet<Segment>,
+    /// When each of them came last.
+    seen: HashMap<Segment, Instant>,
+    /// In the order in which they came first.
     order: VecDeque<(Instant, Segment)>,
 }
 
 impl Segments {
-    /// Whether it was seen before; remembers it.
+    /// Whether it is one seen before, repeated; remembers it.
     pub(super) fn is_repeated(&mut self, now: Instant, segment: Segment) -> bool {
         while self.order.len() >= MOST_SEGMENTS
             || self.order.front().is_some_and(|(at, _)| now.saturating_duration_since(*at) > RETRANSMITTED_WITHIN)
@@ -119,11 +123,13 @@ impl Segments {
             let Some((_, old)) = self.order.pop_front() else { break };
             self.seen.remove(&old);
         }
-        let repeated = !self.seen.insert(segment);
-        if !repeated {
-            self.order.push_back((now, segment));
+        match self.seen.insert(segment, now) {
+            Some(last) => now.saturating_duration_since(last) >= RETRANSMITTED_AFTER,
+            None => {
+                self.order.push_back((now, segment));
+                false
+            }
         }
-        repeated
     }
 }
 
@@ -194,6 +200,11 @@ mod tests {
             sequence,
         };
         assert!(!segments.is_repeated(start, segment(1)));
+        // Faster than any kernel: each is an attempt.
+        for _ in 0..200 {
+            assert!(!segments.is_repeated(start + Duration::from_millis(10), segment(1)));
+        }
+        assert!(segments.is_repeated(start + Duration::from_secs(1), segment(1)));
         assert!(segments.is_repeated(start + Duration::from_secs(63), segment(1)));
         assert!(!segments.is_repeated(start, segment(2)));
         assert!(!segments.is_repeated(start + RETRANSMITTED_WITHIN * 2, segment(1)));

@@ -84,14 +84,26 @@ pub enum Action {
         /// Its name.
         name: String,
     },
-    /// Start a container, name its ports in the kernel table, prepare its namespace, wait until it is ready.
+    /// Start a container, name its ports in the kernel table, prepare its namespace.
     StartContainer {
         /// Its name.
         name: String,
     },
-    /// Prepare the namespace of a container that runs already, and wait until it is ready.
+    /// Prepare the namespace of a container that runs already.
     AdoptContainer {
         /// Its name.
+        name: String,
+    },
+    /// See whether a container that was prepared is ready. Not yet is no failure until its time is over.
+    AwaitReady {
+        /// Its name.
+        name: String,
+    },
+    /// Put Squid's log aside and have it begin a new one.
+    RotateLog {
+        /// The engine's id.
+        id: String,
+        /// The container's name.
         name: String,
     },
 }
@@ -119,7 +131,9 @@ impl Action {
             | Self::OpenSocketDirectory { name }
             | Self::CreateContainer { name }
             | Self::StartContainer { name }
-            | Self::AdoptContainer { name } => Some(name),
+            | Self::AdoptContainer { name }
+            | Self::AwaitReady { name }
+            | Self::RotateLog { name, .. } => Some(name),
             Self::LoadTable
             | Self::ClaimRoutes
             | Self::RemoveNetwork { .. }
@@ -143,6 +157,18 @@ impl Action {
             }
             other => other.container().into_iter().collect(),
         }
+    }
+
+    /// Whether it brings something up that may need what is still coming up.
+    #[must_use]
+    pub fn brings_up(&self) -> bool {
+        matches!(
+            self,
+            Self::WriteFiles { .. }
+                | Self::OpenSocketDirectory { .. }
+                | Self::CreateContainer { .. }
+                | Self::StartContainer { .. }
+        )
     }
 
     /// Whether the kernel table is another one afterwards, and the step itself does not load it.
@@ -177,7 +203,9 @@ impl Action {
             | Self::OpenSocketDirectory { name }
             | Self::CreateContainer { name }
             | Self::StartContainer { name }
-            | Self::AdoptContainer { name } => {
+            | Self::AdoptContainer { name }
+            | Self::AwaitReady { name }
+            | Self::RotateLog { name, .. } => {
                 match desired.container(name).and_then(|container| container.tier.as_ref()) {
                     Some(_) => Weight::Tier,
                     None => Weight::Stack,
@@ -221,6 +249,8 @@ impl fmt::Display for Action {
             Self::CreateContainer { name } => write!(f, "create container {name}"),
             Self::StartContainer { name } => write!(f, "start container {name}"),
             Self::AdoptContainer { name } => write!(f, "adopt container {name}"),
+            Self::AwaitReady { name } => write!(f, "wait for container {name}"),
+            Self::RotateLog { name, .. } => write!(f, "rotate the log of {name}"),
         }
     }
 }

@@ -7,7 +7,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::samples;
 use super::{Action, Conflict, Plan, network_hash, plan};
 use crate::desired::Desired;
-use crate::observed::{Container, Endpoint, History, Network, Observed, Owner, Ownership, State, Table, Volume};
+use crate::observed::{
+    Container, Endpoint, History, Incarnation, Network, Observed, Owner, Ownership, SquidLog, State, Table, Volume,
+};
 use assistant_proto::config::Mode;
 
 pub(super) fn now() -> SystemTime {
@@ -91,9 +93,16 @@ fn simulate(desired: &Desired, observed: &mut Observed, action: &Action, fresh: 
             if !adopts {
                 found.state = State::Running { pid: *fresh, started_at: now() };
             }
-            let settled = (found.id.clone(), found.pid().unwrap());
-            observed.history.entry(name.clone()).or_default().note_settled(&settled.0, settled.1, now());
+            let run = Incarnation { id: found.id.clone(), pid: found.pid().unwrap(), started_at: now(), since: now() };
+            observed.history.entry(name.clone()).or_default().note_prepared(run);
         }
+        Action::AwaitReady { name } => {
+            let found = observed.containers.iter().find(|found| &found.name == name).expect("it exists");
+            let history = observed.history.get_mut(name).expect("it is prepared");
+            assert!(history.has_prepared(found), "{action}: it is not prepared");
+            history.note_ready(now());
+        }
+        Action::RotateLog { .. } => observed.host.squid_log = SquidLog::Fine,
     }
 }
 
@@ -141,13 +150,17 @@ fn from_nothing_walls_come_before_containers() {
             "write the files of assistant-nats",
             "create container assistant-nats",
             "start container assistant-nats",
+            "wait for container assistant-nats",
             "create container assistant-squid",
             "start container assistant-squid",
+            "wait for container assistant-squid",
             "open the socket directory of assistant-secret-broker",
             "create container assistant-secret-broker",
             "start container assistant-secret-broker",
+            "wait for container assistant-secret-broker",
             "create container zeroclaw-tasks",
             "start container zeroclaw-tasks",
+            "wait for container zeroclaw-tasks",
         ]
     );
     assert!(plan.steps.iter().all(|step| !step.reason.is_empty()));
@@ -159,8 +172,11 @@ fn a_supervisor_that_starts_again_adopts_and_restarts_nothing() {
     let mut observed = up(&desired, &mut 0);
     observed.history.clear();
     let plan = plan(&desired, &observed, now());
-    assert!(plan.steps.iter().all(|step| matches!(step.action, Action::AdoptContainer { .. })), "{:?}", actions(&plan));
-    assert_eq!(plan.steps.len(), desired.containers.len());
+    // All are prepared before any is waited for.
+    let (adopted, awaited) = plan.steps.split_at(desired.containers.len());
+    assert!(adopted.iter().all(|step| matches!(step.action, Action::AdoptContainer { .. })), "{:?}", actions(&plan));
+    assert!(awaited.iter().all(|step| matches!(step.action, Action::AwaitReady { .. })), "{:?}", actions(&plan));
+    assert_eq!(awaited.len(), desired.containers.len());
 }
 
 #[test]
@@ -176,6 +192,7 @@ fn only_what_changed_is_replaced() {
             "load the kernel table",
             "create container zeroclaw-tasks",
             "start container zeroclaw-tasks",
+            "wait for container zeroclaw-tasks",
         ]
     );
 }
@@ -191,8 +208,8 @@ fn what_an_unclean_end_left_is_started_again() {
     }
     let plan = plan(&desired, &observed, now());
     let starts = plan.steps.iter().filter(|step| matches!(step.action, Action::StartContainer { .. })).count();
-    assert_eq!((starts, plan.steps.len()), (4, 6), "{:?}", actions(&plan));
-    assert!(plan.steps.last().unwrap().reason.contains("255"));
+    assert_eq!((starts, plan.steps.len()), (4, 10), "{:?}", actions(&plan));
+    assert!(plan.steps.iter().rfind(|step| step.action.brings_up()).unwrap().reason.contains("255"));
 }
 
 #[test]
@@ -201,14 +218,49 @@ fn a_dead_container_waits_for_its_turn() {
     let mut observed = up(&desired, &mut 0);
     let name = "zeroclaw-tasks";
     observed.containers.iter_mut().find(|found| found.name == name).unwrap().state = State::Exited { code: 1 };
-    let failed = History { settled: None, failures: 3, failed_at: Some(now()) };
+    let failed = History { failures: 3, failed_at: Some(now()), ..History::default() };
     observed.history.insert(name.to_owned(), failed);
     let early = plan(&desired, &observed, now() + Duration::from_secs(3));
     assert!(early.steps.is_empty() && !early.is_settled());
     assert_eq!(early.next_try(), Some(now() + Duration::from_secs(4)));
     assert_eq!(early.waiting[0].code, Some(1));
     let late = plan(&desired, &observed, now() + Duration::from_secs(4));
-    assert_eq!(actions(&late), ["start container zeroclaw-tasks"]);
+    assert_eq!(actions(&late), ["start container zeroclaw-tasks", "wait for container zeroclaw-tasks"]);
+}
+
+#[test]
+fn a_container_that_is_not_ready_yet_is_only_waited_for() {
+    let desired = samples::desired();
+    let mut observed = up(&desired, &mut 0);
+    let name = "zeroclaw-tasks";
+    observed.history.get_mut(name).unwrap().ready_since = None;
+    let waits = plan(&desired, &observed, now());
+    assert_eq!(actions(&waits), ["wait for container zeroclaw-tasks"]);
+    assert!(!waits.is_settled());
+    // In vain, time and again: it is started anew.
+    for (failures, expected) in [
+        (1, &["adopt container zeroclaw-tasks", "wait for container zeroclaw-tasks"][..]),
+        (
+            3,
+            &["stop container zeroclaw-tasks", "start container zeroclaw-tasks", "wait for container zeroclaw-tasks"][..],
+        ),
+    ] {
+        let history = History { failures, failed_at: Some(UNIX_EPOCH), ..History::default() };
+        observed.history.insert(name.to_owned(), history);
+        assert_eq!(actions(&plan(&desired, &observed, now())), expected, "{failures}");
+    }
+}
+
+#[test]
+fn a_full_log_is_rotated_by_a_squid_that_is_up() {
+    let desired = samples::desired();
+    let mut observed = up(&desired, &mut 0);
+    for log in [SquidLog::Full, SquidLog::Moved] {
+        observed.host.squid_log = log;
+        assert_eq!(actions(&plan(&desired, &observed, now())), ["rotate the log of assistant-squid"], "{log:?}");
+    }
+    observed.history.get_mut("assistant-squid").unwrap().ready_since = None;
+    assert_eq!(actions(&plan(&desired, &observed, now())), ["wait for container assistant-squid"]);
 }
 
 #[test]

@@ -1,221 +1,18 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+mod machine;
 
-use assistant_proto::config::Mode;
+use std::sync::atomic::Ordering;
+
+use service_kit::bus::Bus;
+use tokio::sync::watch;
 
 use super::*;
-use crate::desired::{ContainerSpec, NetworkSpec, VolumeSpec};
-use crate::kernel::KernelError;
-use crate::observed::{Endpoint, Network, Owner, Ownership, Volume};
-use crate::plan::{network_hash, samples};
-use crate::vm::NotReady;
-
-/// One machine for both seams, so that the order across them is seen. Keeps a diary of what was done.
-#[derive(Debug, Default)]
-struct Machine {
-    diary: Mutex<Vec<String>>,
-    inventory: Mutex<Inventory>,
-    table: Mutex<Table>,
-    routes: AtomicBool,
-    next: AtomicU32,
-    /// Container that never becomes ready.
-    mute: Mutex<Option<&'static str>>,
-    /// The kernel refuses tables.
-    no_table: AtomicBool,
-    /// Docker does not answer.
-    away: AtomicBool,
-}
-
-impl Machine {
-    fn write(&self, line: impl Into<String>) {
-        self.diary.lock().unwrap().push(line.into());
-    }
-
-    fn diary(&self) -> Vec<String> {
-        self.diary.lock().unwrap().clone()
-    }
-
-    fn fresh(&self) -> u32 {
-        self.next.fetch_add(1, Ordering::Relaxed) + 1
-    }
-
-    fn state(&self, id: &str, state: State) {
-        let mut inventory = self.inventory.lock().unwrap();
-        inventory.containers.iter_mut().filter(|found| found.id == id).for_each(|found| found.state = state);
-        drop(inventory);
-        self.outdate();
-    }
-
-    fn outdate(&self) {
-        let mut table = self.table.lock().unwrap();
-        if *table == Table::Stands {
-            *table = Table::Outdated;
-        }
-    }
-}
-
-#[derive(Debug, Clone)]
-struct Fake(Arc<Machine>);
-
-impl Engine for Fake {
-    async fn inventory(&self) -> Result<Inventory, EngineError> {
-        if self.0.away.load(Ordering::Relaxed) {
-            return Err(EngineError::Unreachable { socket: PathBuf::from("/d.sock"), why: "refused".to_owned() });
-        }
-        Ok(self.0.inventory.lock().unwrap().clone())
-    }
-
-    async fn create_network(&self, mode: Mode, spec: &NetworkSpec) -> Result<(), EngineError> {
-        self.0.write(format!("network {}", spec.name));
-        let owner = Owner::Ours { mode: Some(mode), spec: network_hash(spec) };
-        let id = format!("n{}", self.0.fresh());
-        self.0.inventory.lock().unwrap().networks.push(Network { id, name: spec.name.clone(), owner });
-        self.0.outdate();
-        Ok(())
-    }
-
-    async fn remove_network(&self, id: &str) -> Result<(), EngineError> {
-        self.0.inventory.lock().unwrap().networks.retain(|found| found.id != id);
-        Ok(())
-    }
-
-    async fn detach(&self, network: &str, container_id: &str) -> Result<(), EngineError> {
-        self.0.write(format!("detach {container_id} from {network}"));
-        for found in &mut self.0.inventory.lock().unwrap().containers {
-            if found.id == container_id {
-                found.networks.remove(network);
-            }
-        }
-        Ok(())
-    }
-
-    async fn create_volume(&self, mode: Mode, spec: &VolumeSpec) -> Result<PathBuf, EngineError> {
-        self.0.write(format!("volume {}", spec.name));
-        let owner = Owner::Ours { mode: Some(mode), spec: String::new() };
-        let mountpoint = PathBuf::from(format!("/volumes/{}/{}", spec.uid, spec.gid));
-        let volume = Volume { name: spec.name.clone(), owner, mountpoint: mountpoint.clone(), top: None };
-        self.0.inventory.lock().unwrap().volumes.push(volume);
-        Ok(mountpoint)
-    }
-
-    async fn remove_volume(&self, _: &str) -> Result<(), EngineError> {
-        Ok(())
-    }
-
-    async fn create_container(&self, mode: Mode, spec: &ContainerSpec) -> Result<String, EngineError> {
-        self.0.write(format!("create {}", spec.name));
-        let id = format!("c{}", self.0.fresh());
-        let mut inventory = self.0.inventory.lock().unwrap();
-        let networks = spec.networks.iter().map(|at| {
-            let network = inventory.networks.iter().find(|found| found.name == at.network).expect("the network exists");
-            (at.network.clone(), Endpoint { network_id: network.id.clone(), address: Some(at.address) })
-        });
-        let container = Container {
-            id: id.clone(),
-            name: spec.name.clone(),
-            owner: Owner::Ours { mode: Some(mode), spec: spec.spec_hash() },
-            state: State::Created,
-            networks: networks.collect(),
-            image: spec.image.clone(),
-        };
-        inventory.containers.push(container);
-        Ok(id)
-    }
-
-    async fn start_container(&self, id: &str) -> Result<(), EngineError> {
-        self.0.write(format!("start {id} with table {:?}", *self.0.table.lock().unwrap()));
-        self.0.state(id, State::Running { pid: self.0.fresh(), started_at: SystemTime::UNIX_EPOCH });
-        Ok(())
-    }
-
-    async fn stop_container(&self, id: &str) -> Result<(), EngineError> {
-        self.0.write(format!("stop {id}"));
-        self.0.state(id, State::Exited { code: 0 });
-        Ok(())
-    }
-
-    async fn remove_container(&self, id: &str) -> Result<(), EngineError> {
-        self.0.write(format!("remove {id}"));
-        self.0.inventory.lock().unwrap().containers.retain(|found| found.id != id);
-        Ok(())
-    }
-
-    async fn log_tail(&self, _: &str, _: SystemTime, _: u16) -> Result<Vec<String>, EngineError> {
-        Ok(vec!["the end \u{1b}[31m".to_owned()])
-    }
-
-    async fn watch(&self, _: impl Fn() + Send) -> Result<(), EngineError> {
-        std::future::pending().await
-    }
-}
-
-impl Vm for Fake {
-    async fn observe(&self, _: &Arc<Desired>, _: &Inventory) -> Result<Host, VmError> {
-        Ok(Host {
-            table: *self.0.table.lock().unwrap(),
-            routes_stand: self.0.routes.load(Ordering::Relaxed),
-            ..Host::default()
-        })
-    }
-
-    fn volume_top(&self, mountpoint: &Path) -> Option<Ownership> {
-        let mut parts = mountpoint.iter().skip(2).map(|part| part.to_str().unwrap().parse().unwrap());
-        Some(Ownership { uid: parts.next().unwrap(), gid: parts.next().unwrap(), mode: 0o700 })
-    }
-
-    async fn claim_routes(&self, _: &Arc<Desired>) -> Result<(), VmError> {
-        self.0.write("routes");
-        self.0.routes.store(true, Ordering::Relaxed);
-        Ok(())
-    }
-
-    async fn load_table(&self, _: &Arc<Desired>, containers: &[Container]) -> Result<(), VmError> {
-        if self.0.no_table.load(Ordering::Relaxed) {
-            return Err(VmError::Kernel(KernelError::NotAsLoaded));
-        }
-        let running = containers.iter().filter(|found| found.state.is_running()).count();
-        self.0.write(format!("table for {running}"));
-        *self.0.table.lock().unwrap() = Table::Stands;
-        Ok(())
-    }
-
-    async fn own_volume(&self, _: &Path, spec: &VolumeSpec) -> Result<(), VmError> {
-        self.0.write(format!("own {}", spec.name));
-        Ok(())
-    }
-
-    async fn write_files(&self, _: &ContainerSpec) -> Result<(), VmError> {
-        Ok(())
-    }
-
-    async fn open_sockets(&self, _: &ContainerSpec) -> Result<(), VmError> {
-        Ok(())
-    }
-
-    async fn prepare(&self, _: u32, _: &Arc<Desired>, spec: &ContainerSpec) -> Result<(), VmError> {
-        self.0.write(format!("prepare {}", spec.name));
-        Ok(())
-    }
-
-    async fn is_ready(&self, _: u32, spec: &ContainerSpec) -> Result<(), NotReady> {
-        if *self.0.mute.lock().unwrap() == Some(spec.name.as_str()) {
-            return Err(NotReady::NobodyListens { at: "port 1".to_owned() });
-        }
-        self.0.write(format!("ready {}", spec.name));
-        Ok(())
-    }
-
-    async fn check_floor(&self, _: &Arc<Desired>, _: &Arc<Observed>) -> Result<Vec<Verdict>, VmError> {
-        self.0.write("floor");
-        Ok(vec![Verdict { check: "egress-alone", passed: true, detail: String::new(), fix: String::new() }])
-    }
-
-    fn is_alive(&self, pid: u32) -> bool {
-        self.0.inventory.lock().unwrap().containers.iter().any(|found| found.pid() == Some(pid))
-    }
-}
+use crate::desired::{Mount, MountSource, NetworkKind, Role, SQUID_LOG_DIR};
+use crate::observed::{Owner, READY_WITHIN, SquidLog};
+use crate::plan::samples;
+use crate::wanted::Wanted;
+use machine::{Fake, Machine};
 
 struct Bench {
     machine: Arc<Machine>,
@@ -238,6 +35,22 @@ impl Bench {
         let mut reconciler = Reconciler::new(Arc::clone(&self.stack));
         reconciler.rounds(None, &CancellationToken::new()).await;
         self.stack.watch().borrow().clone()
+    }
+
+    fn id(&self, name: &str) -> String {
+        let inventory = self.machine.inventory.lock().unwrap();
+        inventory.containers.iter().find(|found| found.name == name).unwrap().id.clone()
+    }
+
+    fn running(&self) -> Vec<String> {
+        let inventory = self.machine.inventory.lock().unwrap();
+        let running = inventory.containers.iter().filter(|found| found.state.is_running());
+        running.map(|found| found.name.clone()).collect()
+    }
+
+    /// As long as a container may take.
+    fn let_time_pass(&self, name: &str) {
+        self.stack.note(name, |history| history.prepared.as_mut().unwrap().since -= READY_WITHIN);
     }
 
     fn position(&self, line: &str) -> usize {
@@ -308,6 +121,15 @@ async fn what_is_not_ready_is_said_with_the_end_of_its_log() {
     let bench = bench(samples::desired());
     *bench.machine.mute.lock().unwrap() = Some("zeroclaw-tasks");
     let picture = bench.wake().await;
+    assert_eq!(
+        picture.progress.as_ref().map(|progress| progress.step.as_str()),
+        Some("wait for container zeroclaw-tasks")
+    );
+    let agent = picture.desired.container("zeroclaw-tasks").unwrap().clone();
+    assert_eq!(picture.standing(&agent).0, Standing::Starting);
+    assert_eq!(bench.stack.look().await.unwrap().observed.history["zeroclaw-tasks"].failures, 0, "it has time left");
+    bench.let_time_pass("zeroclaw-tasks");
+    let picture = bench.wake().await;
     let problem = picture.problem.clone().unwrap();
     assert!(problem.contains("zeroclaw-tasks was not ready within 90 s"), "{problem}");
     assert!(problem.contains("the end \\u{1b}[31m"), "{problem}");
@@ -319,6 +141,166 @@ async fn what_is_not_ready_is_said_with_the_end_of_its_log() {
     *bench.machine.mute.lock().unwrap() = None;
     bench.stack.note("zeroclaw-tasks", |history| history.failed_at = Some(SystemTime::UNIX_EPOCH));
     assert!(bench.wake().await.converged);
+}
+
+#[tokio::test(start_paused = true)]
+async fn walls_are_seen_to_while_a_container_is_waited_for() {
+    let bench = bench(samples::desired());
+    *bench.machine.mute.lock().unwrap() = Some("assistant-nats");
+    let mut reconciler = Reconciler::new(Arc::clone(&bench.stack));
+    let began = tokio::time::Instant::now();
+    let rest = reconciler.rounds(None, &CancellationToken::new()).await;
+    assert!(began.elapsed() <= Duration::from_secs(5), "blind for {:?}", began.elapsed());
+    assert!(rest.pending && rest.pause() < Duration::from_secs(1));
+    // What may need it is not started yet; how far it is can be seen.
+    assert!(!bench.machine.diary().iter().any(|line| line == "create assistant-squid"));
+    let progress = bench.stack.watch().borrow().progress.clone().unwrap();
+    assert_eq!(progress.step, "wait for container assistant-nats");
+    assert!(progress.done > 0 && progress.done < progress.total, "{progress:?}");
+
+    // The table goes while it is waited for.
+    *bench.machine.table.lock().unwrap() = Table::Missing;
+    reconciler.rounds(None, &CancellationToken::new()).await;
+    assert_eq!(*bench.machine.table.lock().unwrap(), Table::Stands);
+    assert_eq!(bench.stack.look().await.unwrap().observed.history["assistant-nats"].failures, 0);
+
+    // Its time is over: that is its failure, and keeps the others no longer.
+    bench.let_time_pass("assistant-nats");
+    reconciler.rounds(None, &CancellationToken::new()).await;
+    reconciler.rounds(None, &CancellationToken::new()).await;
+    assert!(bench.machine.diary().iter().any(|line| line == "ready zeroclaw-tasks"), "{:#?}", bench.machine.diary());
+
+    *bench.machine.mute.lock().unwrap() = None;
+    bench.stack.note("assistant-nats", |history| history.failed_at = Some(SystemTime::UNIX_EPOCH));
+    reconciler.rounds(None, &CancellationToken::new()).await;
+    let picture = bench.stack.watch().borrow().clone();
+    assert!(picture.converged && picture.progress.is_none(), "{:?}", picture.problem);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tier_that_is_waited_for_keeps_no_other_tier() {
+    let mut desired = samples::desired();
+    let name: assistant_proto::name::TierName = "other".parse().unwrap();
+    desired.networks.push(samples::network("assistant-tier-other", 18, NetworkKind::Isolated, Some(name.clone())));
+    let on_it = [("assistant-tier-other", 18, 20)];
+    desired.containers.push(samples::container("zeroclaw-other", Role::Agent, Some(name), "zeroclaw:1", &on_it, None));
+    // The first tier's agent comes after a server of its own, which is the one that hangs.
+    let at = desired.containers.len() - 2;
+    let server = Role::McpServer("marvin".parse().unwrap());
+    let server = samples::container(
+        "mcp-tasks-marvin",
+        server,
+        Some(samples::tier()),
+        "marvin:1",
+        &[("assistant-tier-tasks", 16, 30)],
+        None,
+    );
+    desired.containers.insert(at, server);
+    let bench = bench(desired);
+    *bench.machine.mute.lock().unwrap() = Some("mcp-tasks-marvin");
+    bench.wake().await;
+    let diary = bench.machine.diary();
+    assert!(diary.iter().any(|line| line == "ready zeroclaw-other"), "{diary:#?}");
+    assert!(!diary.iter().any(|line| line == "create zeroclaw-tasks"), "{diary:#?}");
+    *bench.machine.mute.lock().unwrap() = None;
+    assert!(bench.wake().await.converged);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_crashes_or_is_in_the_way_does_not_switch_the_check_of_the_floor_off() {
+    let stranger = |machine: &Machine| {
+        let spec = samples::desired();
+        let name = spec.containers.last().unwrap().name.clone();
+        machine.inventory.lock().unwrap().containers.push(Container {
+            id: "foreign".to_owned(),
+            name,
+            owner: Owner::Foreign,
+            state: State::Unknown,
+            networks: BTreeMap::new(),
+            image: "x".to_owned(),
+        });
+    };
+    let crashes = |machine: &Machine| *machine.crashing.lock().unwrap() = Some("zeroclaw-tasks");
+    for (what, harm) in [("a name that is taken", &stranger as &dyn Fn(&Machine)), ("a crash", &crashes)] {
+        let bench = bench(samples::desired());
+        harm(&bench.machine);
+        let mut reconciler = Reconciler::new(Arc::clone(&bench.stack));
+        reconciler.rounds(None, &CancellationToken::new()).await;
+        reconciler.rounds(None, &CancellationToken::new()).await;
+        let checks = || bench.machine.diary().iter().filter(|line| *line == "floor").count();
+        assert_eq!(checks(), 1, "{what}: it is checked once the rest is up");
+        assert!(!bench.stack.watch().borrow().converged, "{what}");
+        // A minute later.
+        reconciler.floor.checked_at -= CHECK_FLOOR_EVERY;
+        reconciler.rounds(None, &CancellationToken::new()).await;
+        assert_eq!(checks(), 2, "{what}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_that_never_ends_does_not_switch_the_check_of_the_floor_off() {
+    let bench = bench(samples::desired());
+    *bench.machine.mute.lock().unwrap() = Some("assistant-nats");
+    let mut reconciler = Reconciler::new(Arc::clone(&bench.stack));
+    reconciler.rounds(None, &CancellationToken::new()).await;
+    assert!(!bench.machine.diary().contains(&"floor".to_owned()), "not while it comes up");
+    reconciler.floor.checked_at -= CHECK_FLOOR_EVERY;
+    reconciler.rounds(None, &CancellationToken::new()).await;
+    assert!(bench.machine.diary().contains(&"floor".to_owned()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_words_of_what_ended_are_shown() {
+    let bench = bench(samples::desired());
+    assert!(bench.wake().await.converged);
+    let id = bench.id("zeroclaw-tasks");
+    bench.machine.state(&id, State::Exited { code: 3 });
+    let problem = bench.wake().await.problem.unwrap();
+    assert!(problem.contains("zeroclaw-tasks ended with status 3") && problem.contains("the end"), "{problem}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_prepared_does_not_go_on_running() {
+    let bench = bench(samples::desired());
+    bench.machine.unpreparable.store(true, Ordering::Relaxed);
+    let picture = bench.wake().await;
+    assert!(picture.problem.is_some_and(|problem| problem.contains("could not be prepared")));
+    assert!(bench.running().is_empty(), "{:?}", bench.running());
+
+    // Nor does it when Docker goes away between start and preparation. It comes back in time to be told to stop.
+    let bench = self::bench(samples::desired());
+    bench.machine.away_after_start.store(true, Ordering::Relaxed);
+    bench.wake().await;
+    assert!(bench.running().is_empty(), "{:?}", bench.running());
+    assert!(bench.machine.diary().iter().any(|line| line.starts_with("stop")));
+    assert_eq!(bench.stack.history.lock().unwrap().get("assistant-nats"), None, "Docker's absence is no failure of it");
+    bench.machine.away.store(false, Ordering::Relaxed);
+    assert!(bench.wake().await.converged);
+}
+
+#[tokio::test(start_paused = true)]
+async fn squid_is_told_that_its_log_was_put_aside_until_it_heard() {
+    let mut desired = samples::desired();
+    let squid = desired.containers.iter_mut().find(|spec| spec.role == Role::Squid).unwrap();
+    squid.mounts.push(Mount {
+        source: MountSource::Volume("assistant-drill-squid-log".to_owned()),
+        target: SQUID_LOG_DIR.to_owned(),
+        read_only: false,
+    });
+    desired.volumes.push(samples::volume("assistant-drill-squid-log", None));
+    let bench = bench(desired);
+    assert!(bench.wake().await.converged);
+    *bench.machine.squid_log.lock().unwrap() = SquidLog::Full;
+    bench.machine.deaf.store(true, Ordering::Relaxed);
+    let problem = bench.wake().await.problem.unwrap();
+    assert!(problem.contains("does not open a new log"), "{problem}");
+    bench.machine.deaf.store(false, Ordering::Relaxed);
+    assert!(bench.wake().await.converged);
+    let squid = bench.id("assistant-squid");
+    let diary = bench.machine.diary();
+    let times = |line: &str| diary.iter().filter(|found| *found == line).count();
+    assert_eq!(times("log put aside"), 1, "what was put aside is not put aside again");
+    assert_eq!(times(&format!("SIGUSR1 to {squid}")), 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -357,7 +339,7 @@ async fn an_apply_hears_of_every_step() {
         lines.push((report.step.action.to_string(), report.done, report.total));
     }
     let total = u32::try_from(lines.len()).unwrap();
-    assert_eq!(lines.last(), Some(&("start container zeroclaw-tasks".to_owned(), total, total)));
+    assert_eq!(lines.last(), Some(&("wait for container zeroclaw-tasks".to_owned(), total, total)));
     assert!(lines.iter().zip(1..).all(|((_, done, of), number)| *done == number && *of == total), "{lines:?}");
 }
 

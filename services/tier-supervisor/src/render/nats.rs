@@ -25,7 +25,14 @@ struct User {
 const USERS: [User; 3] = [
     User {
         name: "secret-broker",
-        publish: &["egress.denied.*", "egress.allowed.*", "secret.injected.*", "model.called.*", "tool.called.*"],
+        publish: &[
+            "egress.denied.*",
+            "egress.permitted.*",
+            "egress.allowed.*",
+            "secret.injected.*",
+            "model.called.*",
+            "tool.called.*",
+        ],
         subscribe: &["turn.started.*", "turn.ended.*"],
         consumers: &[],
         answers: true,
@@ -47,6 +54,8 @@ const USERS: [User; 3] = [
             "channel.received.*",
             "channel.replied.*",
             "channel.sent.*",
+            "undecodable.INBOX",
+            "undecodable.OUTBOX",
         ],
         subscribe: &[],
         consumers: &[("INBOX", "bridge"), ("OUTBOX", "bridge")],

@@ -8,15 +8,15 @@ use assistant_proto::config::{
     AuditorConfig, BridgeConfig, BridgeTier, BrokerConfig, BrokerTier, GATEWAY_PORT, Inject, JAEGER_PORT, MCP_PORT,
     McpServer, ModelRoute, Place, Principal, PrincipalKind, Rule, SQUID_FEED_PORT, SQUID_PORT, Zone,
 };
-use assistant_proto::name::{PrincipalName, SecretName};
+use assistant_proto::name::{PrincipalName, SecretName, TierName};
 use serde::Serialize;
 
 use crate::addresses::{
     HOST_AGENT, HOST_AUDITOR, HOST_BROKER, HOST_JAEGER, HOST_SQUID, TELEMETRY, TRANSIT, tier_network, tools_network,
 };
-use crate::config::{Subject, Tier};
-use crate::desired::DesiredError;
+use crate::config::{Credential, Egress, Server, Subject, Tier};
 use crate::desired::containers::{DATA, ETC, Parts, agent_name, server_name};
+use crate::desired::{DesiredError, SQUID_LOG_DIR};
 use crate::tokens::SQUID_MODELS_USER;
 
 /// How long a person has to answer an approval.
@@ -92,22 +92,28 @@ fn broker_tier(parts: &Parts<'_>, tier: &Tier) -> Result<BrokerTier, DesiredErro
         tier_address: parts.address(&network, HOST_BROKER)?,
         tools_address: if tier.servers.is_empty() { None } else { Some(parts.address(&tools, HOST_BROKER)?) },
         principals,
-        rules: rules(&parts.config.file, tier)?,
+        rules: rules(&parts.config.file, &tier.name, &tier.servers, &tier.credentials, tier.egress.as_ref())?,
         mcp_servers,
     })
 }
 
 /// The rules of a tier in order: credentials as they stand in the file, then what `egress` adds. First match decides, so
 /// a host that has a credential is never reached without it by someone the credential is for.
-pub(crate) fn rules(file: &str, tier: &Tier) -> Result<Vec<Rule>, DesiredError> {
+pub(crate) fn rules(
+    file: &str,
+    tier: &TierName,
+    servers: &[Server],
+    credentials: &[Credential],
+    egress: Option<&Egress>,
+) -> Result<Vec<Rule>, DesiredError> {
     let mut rules = Vec::new();
-    for credential in &tier.credentials {
+    for credential in credentials {
         let principals: Vec<PrincipalName> = credential
             .subjects
             .iter()
             .map(|subject| match subject {
-                Subject::Agent => agent_name(&tier.name),
-                Subject::Server(server) => server_name(&tier.name, server),
+                Subject::Agent => agent_name(tier),
+                Subject::Server(server) => server_name(tier, server),
             })
             .collect::<Result<_, _>>()?;
         rules.push(Rule {
@@ -124,10 +130,10 @@ pub(crate) fn rules(file: &str, tier: &Tier) -> Result<Vec<Rule>, DesiredError> 
             }),
         });
     }
-    if let Some(egress) = &tier.egress {
-        let mut principals = vec![agent_name(&tier.name)?];
-        for server in &tier.servers {
-            principals.push(server_name(&tier.name, &server.name)?);
+    if let Some(egress) = egress {
+        let mut principals = vec![agent_name(tier)?];
+        for server in servers {
+            principals.push(server_name(tier, &server.name)?);
         }
         rules.push(Rule {
             id: "egress-1".to_owned(),
@@ -178,7 +184,7 @@ pub(crate) fn auditor_config(parts: &Parts<'_>) -> Result<String, DesiredError> 
         zones,
         squid_feed: SocketAddrV4::new(parts.address(TRANSIT, HOST_AUDITOR)?, SQUID_FEED_PORT),
         squid_address: parts.address(TRANSIT, HOST_SQUID)?,
-        squid_log_dir: PathBuf::from("/var/log/squid"),
+        squid_log_dir: PathBuf::from(SQUID_LOG_DIR),
         store_dir: PathBuf::from(DATA),
         jaeger_url: format!("http://{}:{JAEGER_PORT}", parts.address(TELEMETRY, HOST_JAEGER)?),
     })

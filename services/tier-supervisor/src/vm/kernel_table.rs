@@ -1,7 +1,7 @@
 //! Joins the engine's containers with the kernel table: which ports it names, and whether it stands.
 //!
-//! It remembers the ports of running containers (they do not change while a container runs on the same networks) and the
-//! table this process loaded last. What a table says is `kernel`'s affair.
+//! It remembers the ports of running containers: they do not change while a container runs on the same networks. What a
+//! table says, and which one was loaded last, is `kernel`'s affair.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use super::VmError;
 use crate::desired::{ContainerSpec, Desired};
-use crate::kernel::{self, ContainerPort, Ruleset};
+use crate::kernel::{self, ContainerPort, Ruleset, Standing};
 use crate::netns::{self, Port};
 use crate::nflog::Principals;
 use crate::observed::{Container, Table};
@@ -30,12 +30,17 @@ pub(super) struct Keeper {
     map: PortMap,
     told: Mutex<Option<(Vec<ContainerPort>, u64)>>,
     seen: Mutex<BTreeMap<Run, Vec<Port>>>,
-    loaded: Mutex<Option<Ruleset>>,
+    standing: Arc<Standing>,
 }
 
 impl Keeper {
     pub(super) fn new(map: PortMap) -> Self {
-        Self { map, told: Mutex::default(), seen: Mutex::default(), loaded: Mutex::default() }
+        Self { map, told: Mutex::default(), seen: Mutex::default(), standing: Arc::default() }
+    }
+
+    /// The table as it should stand.
+    pub(super) fn standing(&self) -> Arc<Standing> {
+        Arc::clone(&self.standing)
     }
 
     /// How what is loaded compares with what should be. What cannot be read does not stand.
@@ -48,9 +53,9 @@ impl Keeper {
                 false
             }
         };
-        let last = self.loaded.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let last = self.standing.loaded();
         if stands(&wanted) {
-            *self.loaded.lock().unwrap_or_else(PoisonError::into_inner) = Some(wanted);
+            self.standing.adopt(wanted);
             Table::Stands
         } else if last.is_some_and(|last| last != wanted && stands(&last)) {
             Table::Outdated
@@ -62,9 +67,7 @@ impl Keeper {
     /// Loads the table for what is running and reads it back.
     pub(super) fn load(&self, desired: &Desired, containers: &[Container]) -> Result<(), VmError> {
         let ports = self.ports(desired, containers);
-        let ruleset = kernel::ruleset(desired, &ports);
-        kernel::load(&ruleset)?;
-        *self.loaded.lock().unwrap_or_else(PoisonError::into_inner) = Some(ruleset);
+        self.standing.load(&kernel::ruleset(desired, &ports))?;
         Ok(())
     }
 

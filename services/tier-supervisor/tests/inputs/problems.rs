@@ -82,11 +82,18 @@ fn single_problems() {
         (replace("marvin_api_key", "other_key"), "secret other_key is missing"),
         (replace("marvin_api_key", "other_key"), "has no placeholder"),
         (replace("secret: marvin_api_key", "placeholder: x"), "this credential names no secret"),
-        (replace("header: X-API-Token", "header: Host"), "this header cannot carry a secret"),
+        (replace("header: X-API-Token", "header: Host"), "the header to inject into belongs to the connection"),
+        (replace("header: X-API-Token", "header: Range"), "the header to inject into belongs to the connection"),
+        (
+            replace("header: X-API-Token", "header: Proxy-Anything"),
+            "the header to inject into belongs to the connection",
+        ),
+        (replace("header: X-API-Token", "header: 'X Y'"), "not a lower-case header name"),
+        (replace("header: X-API-Token", "header: Traceparent"), "this header is set by the broker"),
         (replace("header: X-API-Token", "template: x"), "does not say where the secret goes"),
         (
             replace("header: X-API-Token", "header: X-API-Token\n        template: Bearer"),
-            "a template holds {} exactly once",
+            "the template needs {} exactly once",
         ),
         (replace("[serv.amazingmarvin.com]", "[]"), "this credential names no host"),
         (replace("[serv.amazingmarvin.com]", "[.amazingmarvin.com]"), ".amazingmarvin.com is not on the allowlist"),
@@ -94,6 +101,8 @@ fn single_problems() {
         (replace("[serv.amazingmarvin.com]", "[10.0.0.1]"), "this is not a host"),
         (replace("header: X-API-Token", "header: X-API-Token\n        methods: [CONNECT]"), "this is not a method"),
         (replace("header: X-API-Token", "header: X-API-Token\n        paths: [api]"), "this is not a path pattern"),
+        (replace("header: X-API-Token", "header: X-API-Token\n        paths: ['/..;a']"), "this is not a path pattern"),
+        (replace("header: X-API-Token", "header: X-API-Token\n        paths: ['/a*']"), "this is not a path pattern"),
         (replace("server: marvin", "server: marvins"), "the tier has no such MCP server"),
         (replace("[get_tasks]", "['*']"), "an item of \"allow\" is not usable"),
         (replace("[get_tasks]", "[get_tasks, get_tasks]"), "has this item twice"),
@@ -121,6 +130,26 @@ fn single_problems() {
             assert!(problem.contains("; "), "no fix: {problem}");
         }
     }
+}
+
+#[test]
+fn what_the_broker_would_refuse_is_reported_at_its_section() {
+    let two = TASKS.replace(
+        "    tools:",
+        "      - secret: marvin_api_key
+        hosts: [serv.amazingmarvin.com]
+        header: Range
+      - secret: marvin_api_key
+        hosts: [serv.amazingmarvin.com]
+        header: X-Other
+        template: 'no place'
+    tools:",
+    );
+    let problems = Stack::with_tiers(&two).problems();
+    assert_eq!(problems.len(), 2, "{problems:#?}");
+    assert!(problems[0].starts_with("tiers.yaml:10:9: the header to inject into"), "{problems:#?}");
+    assert!(problems[0].contains("change rule marvin_api_key-2"), "{problems:#?}");
+    assert!(problems[1].starts_with("tiers.yaml:13:9: the template needs {}"), "{problems:#?}");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use async_nats::{Client, ConnectOptions};
+use async_nats::{Client, ConnectOptions, Message, Subscriber};
 use futures::StreamExt;
 use serde_json::Value;
 use tier_supervisor::desired::{ContainerSpec, Content, Desired};
@@ -143,6 +143,77 @@ fn squid_accepts_its_configuration() {
     }
 }
 
+/// What the supervisor does when the log is large, with the signal it sends: no line is lost, and Squid goes on.
+#[test]
+fn squid_begins_a_new_log_when_told_and_serves_on() {
+    let Some(program) = program("ASSISTANT_SQUID_BIN") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    // Started by root, Squid becomes another user.
+    std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    let desired = Stack::drill().desired();
+    unpack(desired.container("assistant-squid").unwrap(), dir.path());
+    let here = dir.path().display().to_string();
+    // Every user is known to them.
+    for helper in ["squid-auth", "sni-helper"] {
+        write(&dir.path().join(helper), "#!/bin/sh\nwhile read id rest; do echo \"$id OK\"; done\n", 0o755);
+    }
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut conf = String::new();
+    for line in file(&desired, "assistant-squid", "squid.conf").lines() {
+        match line.split_once(" ssl-bump ") {
+            Some((_, rest)) if line.starts_with("http_port ") => {
+                conf.push_str(&format!("http_port 127.0.0.1:{port} ssl-bump {rest}\n"));
+            }
+            _ => conf.push_str(&format!("{line}\n")),
+        }
+    }
+    for there in ["/etc/assistant", "/usr/lib/assistant", "/var/spool/squid", "/var/log/squid", "/run/squid"] {
+        conf = conf.replace(there, &here);
+    }
+    let path = dir.path().join("squid.conf");
+    write(&path, &conf, 0o644);
+    let child = Command::new(&program).args(["-N", "-f"]).arg(&path).stderr(Stdio::null()).spawn().unwrap();
+    let squid = Server { child, port, dir };
+
+    let (log, aside) = (squid.dir.path().join("access.log"), squid.dir.path().join("access.log.0"));
+    let lines = |path: &Path| std::fs::read_to_string(path).unwrap_or_default().lines().count();
+    // Each attempt is denied and leaves a line. One with credentials asks a helper, which must outlive the signal too.
+    let knock = || {
+        use std::io::Read;
+        let mut connection = std::net::TcpStream::connect(("127.0.0.1", squid.port)).unwrap();
+        let request = "CONNECT nowhere.example:443 HTTP/1.1\r\nHost: nowhere.example:443\r\n\
+                       Proxy-Authorization: Basic dGFza3M6eA==\r\n\r\n";
+        connection.write_all(request.as_bytes()).unwrap();
+        drop(connection.read_to_end(&mut Vec::new()));
+    };
+    wait_until("Squid listens", || std::net::TcpStream::connect(("127.0.0.1", squid.port)).is_ok());
+    knock();
+    wait_until("a line", || lines(&log) >= 1);
+    let before = lines(&log);
+    std::fs::rename(&log, &aside).unwrap();
+    knock();
+    wait_until("a line in what was put aside", || lines(&aside) > before);
+    assert!(!log.exists(), "no new log is begun unless told");
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(squid.child.id()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGUSR1).unwrap();
+    wait_until("a new log", || log.exists());
+    let kept = lines(&aside);
+    knock();
+    wait_until("a line in the new log", || lines(&log) >= 1);
+    let line = std::fs::read_to_string(&log).unwrap();
+    assert!(line.contains("nowhere.example") && line.contains("\"user\":\"tasks\""), "{line}");
+    assert_eq!(lines(&aside), kept, "the old one grows no more");
+}
+
+#[allow(clippy::disallowed_methods, reason = "this is the wait for a condition, with a deadline")]
+fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while !done() {
+        assert!(std::time::Instant::now() < deadline, "waited in vain for: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 #[test]
 fn the_collector_accepts_its_configuration() {
     let Some(collector) = program("ASSISTANT_OTELCOL_BIN") else { return };
@@ -223,6 +294,39 @@ impl Server {
     }
 }
 
+/// What [`in_effect`] publishes.
+const PROBE: &str = "probe";
+
+/// Waits until the server delivers to a subscription. `flush` does not: it ends when the bytes have left the client, and
+/// what another connection publishes may still come before them.
+async fn in_effect(publisher: &Client, subject: &'static str, subscription: &mut Subscriber) {
+    let heard = async {
+        loop {
+            publisher.publish(subject, PROBE.into()).await.unwrap();
+            publisher.flush().await.unwrap();
+            let next = tokio::time::timeout(Duration::from_millis(50), subscription.next());
+            if let Ok(message) = next.await {
+                return message.unwrap();
+            }
+        }
+    };
+    let message = tokio::time::timeout(Duration::from_secs(20), heard).await.unwrap();
+    assert_eq!(message.payload, PROBE);
+}
+
+/// The next message that is no probe.
+async fn heard_next(subscription: &mut Subscriber) -> Message {
+    let next = async {
+        loop {
+            let message = subscription.next().await.unwrap();
+            if message.payload != PROBE {
+                return message;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), next).await.unwrap()
+}
+
 /// Who may say what, against a real server.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nats_keeps_each_service_to_its_subjects() {
@@ -233,7 +337,7 @@ async fn nats_keeps_each_service_to_its_subjects() {
     let server = Server::start(&program, &desired).await;
     let supervisor = server.connect(&inputs, "tier-supervisor").await;
     let mut heard = supervisor.subscribe(">").await.unwrap();
-    supervisor.flush().await.unwrap();
+    in_effect(&supervisor, "marker", &mut heard).await;
 
     for (user, may, may_not) in [
         (
@@ -282,6 +386,7 @@ async fn nats_keeps_each_service_to_its_subjects() {
         loop {
             let message = tokio::time::timeout(Duration::from_secs(10), heard.next()).await.unwrap().unwrap();
             match message.subject.as_str() {
+                "marker" if message.payload == PROBE => {}
                 "marker" => break,
                 subject => through.push(subject.to_owned()),
             }
@@ -291,16 +396,16 @@ async fn nats_keeps_each_service_to_its_subjects() {
 
     // Nobody hears another's inbox; the operator hears denials.
     let operator = server.connect(&inputs, "operator").await;
-    let mut denials = operator.subscribe("egress.denied.>").await.unwrap();
     let mut inboxes = operator.subscribe("_INBOX_secret-broker.>").await.unwrap();
     let mut conversations = operator.subscribe("channel.received.>").await.unwrap();
-    operator.flush().await.unwrap();
+    // The server reads a connection in order: when this one is in effect, the others would be too.
+    let mut denials = operator.subscribe("egress.denied.>").await.unwrap();
+    in_effect(&supervisor, "egress.denied.tasks", &mut denials).await;
     for subject in ["_INBOX_secret-broker.x", "channel.received.tasks", "egress.denied.tasks"] {
         supervisor.publish(subject, "x".into()).await.unwrap();
     }
     supervisor.flush().await.unwrap();
-    let denied = tokio::time::timeout(Duration::from_secs(10), denials.next()).await.unwrap().unwrap();
-    assert_eq!(denied.subject.as_str(), "egress.denied.tasks");
+    assert_eq!(heard_next(&mut denials).await.subject.as_str(), "egress.denied.tasks");
     // The denial came last; had the others been let through, they would be here already.
     assert!(futures::poll!(inboxes.next()).is_pending() || inboxes.next().await.is_none());
     assert!(futures::poll!(conversations.next()).is_pending() || conversations.next().await.is_none());
@@ -309,10 +414,10 @@ async fn nats_keeps_each_service_to_its_subjects() {
     let bridge = server.connect(&inputs, "channel-bridge").await;
     let broker = server.connect(&inputs, "secret-broker").await;
     let mut turns = broker.subscribe("turn.started.*").await.unwrap();
-    broker.flush().await.unwrap();
+    in_effect(&supervisor, "turn.started.tasks", &mut turns).await;
     let asked = tokio::time::timeout(Duration::from_secs(10), bridge.request("turn.started.tasks", "x".into()));
     let (answer, ()) = tokio::join!(asked, async {
-        let message = turns.next().await.unwrap();
+        let message = heard_next(&mut turns).await;
         broker.publish(message.reply.unwrap(), "known".into()).await.unwrap();
     });
     assert_eq!(answer.unwrap().unwrap().payload.as_ref(), b"known");

@@ -176,6 +176,22 @@ pub(crate) fn denied(world: &World) -> Vec<Denied> {
             None,
         ),
         denied(
+            "an announcement of another's address",
+            ethernet(BROADCAST, mac(AGENT), 0x0806, &arp(1, (mac(AGENT), BROKER), BROKER)),
+            "spoofed-source",
+            "arp",
+            BROKER,
+            None,
+        ),
+        denied(
+            "a question whether another is there",
+            ethernet(BROADCAST, mac(AGENT), 0x0806, &arp(1, (mac(AGENT), Ipv4Addr::UNSPECIFIED), AUDITOR)),
+            "spoofed-source",
+            "arp",
+            AUDITOR,
+            None,
+        ),
+        denied(
             "another's MAC in ARP",
             ethernet(BROADCAST, mac(AGENT), 0x0806, &arp(1, (mac(BRIDGE), AGENT), BROKER)),
             "spoofed-source",

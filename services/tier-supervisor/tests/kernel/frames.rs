@@ -1,6 +1,6 @@
 //! Ethernet frames, byte by byte, as a container with raw sockets would make them.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 pub(crate) type Mac = [u8; 6];
 
@@ -82,6 +82,25 @@ pub(crate) fn ipv6_ping() -> Vec<u8> {
     bytes.extend(std::net::Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1).octets());
     bytes.extend(std::net::Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1).octets());
     bytes.extend([128, 0, 0, 0, 0, 0, 0, 0]);
+    bytes
+}
+
+pub(crate) fn ipv6_udp(from: Ipv6Addr, to: Ipv6Addr, from_port: u16, to_port: u16, payload: &[u8]) -> Vec<u8> {
+    let mut datagram = udp(from_port, to_port, payload);
+    let length = u16::try_from(datagram.len()).unwrap().to_be_bytes();
+    // Over IPv6 the checksum is not optional (RFC 8200, 8.1). To an even length.
+    let mut summed = [from.octets(), to.octets()].concat();
+    summed.extend(length);
+    summed.extend([0, UDP]);
+    summed.extend(&datagram);
+    summed.resize(summed.len().next_multiple_of(2), 0);
+    datagram.splice(6..8, checksum(&summed).to_be_bytes());
+    let mut bytes = vec![0x60, 0, 0, 0];
+    bytes.extend(length);
+    bytes.extend([UDP, 64]);
+    bytes.extend(from.octets());
+    bytes.extend(to.octets());
+    bytes.extend(datagram);
     bytes
 }
 

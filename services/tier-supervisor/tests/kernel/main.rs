@@ -11,6 +11,7 @@
     reason = "a test may panic, and says when it is skipped"
 )]
 
+mod around;
 mod denied;
 mod frames;
 mod reader;
@@ -265,6 +266,41 @@ fn a_flood_is_counted_to_the_last_frame() {
     assert_eq!(counted(), u64::from(FRAMES));
     let floods = reader.bus.emitted().iter().filter(|(_, event)| event["reason"] == "flood").count();
     assert!(floods >= 1 && reader.bus.emitted().len() < usize::from(FRAMES) / 2, "{floods} floods");
+}
+
+#[test]
+fn what_died_while_nobody_listened_is_counted_at_the_next_start() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new();
+    world.load();
+    let desired = desired();
+    let spec = desired.container("zeroclaw-tasks").unwrap();
+    world.in_vm(|| netns::prepare(world.member(AGENT).pid, spec, &desired)).unwrap();
+    let socket = world.inside(AGENT, || UdpSocket::bind("0.0.0.0:0").unwrap());
+    let attempt = |port| socket.send_to(b"x", (OUTSIDE, port)).unwrap();
+
+    let mut reader = Reader::start(&world);
+    attempt(1);
+    reader.expect("while somebody listens", "direct-address", "udp", OUTSIDE, Some(1));
+    reader.end();
+    for port in 2..=6 {
+        attempt(port);
+    }
+    let dropped = || world.in_vm(kernel::reported_drops).unwrap().unwrap();
+    wait_for("the drops", || dropped() >= 6);
+
+    let mut reader = Reader::resume(&world);
+    let event = reader.next();
+    assert_eq!((&event["reason"], &event["tier"]), (&"flood-lost".into(), &"stack".into()), "{event}");
+    assert_eq!(event["count"], dropped() - 1, "{event}");
+    assert!(event["detail"].as_str().unwrap().contains("did not run"), "{event}");
+    attempt(7);
+    reader.expect("after it", "direct-address", "udp", OUTSIDE, Some(7));
+    reader.end();
+    // Once, and not again.
+    Reader::resume(&world).end();
 }
 
 #[test]

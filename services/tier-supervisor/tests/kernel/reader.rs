@@ -7,10 +7,18 @@ use std::time::Duration;
 use serde_json::Value;
 use service_kit::bus::Bus;
 use service_kit::turns::Turns;
-use tier_supervisor::nflog::{self, Principals};
+use tier_supervisor::kernel;
+use tier_supervisor::nflog::{self, Ledger, Principals};
 use tokio_util::sync::CancellationToken;
 
 use crate::world::{World, desired, wait_for};
+
+/// Asked in the VM's namespace.
+fn is_group_held() -> bool {
+    // A line of its own: group, netlink port, and so on (net/netfilter/nfnetlink_log.c).
+    std::fs::read_to_string("/proc/thread-self/net/netfilter/nfnetlink_log")
+        .is_ok_and(|text| text.split_ascii_whitespace().next() == Some("87"))
+}
 
 /// Runs the reader of drops in the VM's namespace as long as it lives.
 pub(crate) struct Reader {
@@ -21,7 +29,18 @@ pub(crate) struct Reader {
 }
 
 impl Reader {
+    /// As if one had listened until now.
     pub(crate) fn start(world: &World) -> Self {
+        let counted = world.in_vm(kernel::reported_drops).unwrap().unwrap_or_default();
+        std::fs::write(world.ledger(), counted.to_string()).unwrap();
+        Self::resume(world)
+    }
+
+    /// After the last one of this world ended.
+    pub(crate) fn resume(world: &World) -> Self {
+        let ledger = Ledger::at(&world.ledger());
+        // The thread of the one before holds the group until it sees that nobody wants it.
+        world.in_vm(|| wait_for("the NFLOG group to be free", || !is_group_held()));
         let (bus, stop) = (Bus::detached(), CancellationToken::new());
         let ports = world.ports();
         let principals = world.in_vm(|| Arc::new(Principals::of_this_vm(&desired(), &ports)));
@@ -33,20 +52,14 @@ impl Reader {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
                 let (_keep, principals) = tokio::sync::watch::channel(principals);
                 runtime.block_on(async {
-                    let run = nflog::run(reader_bus, Turns::new(), principals, reader_stop);
+                    let run = nflog::run(reader_bus, Turns::new(), principals, ledger, reader_stop);
                     ready.send(()).unwrap();
                     run.await.unwrap();
                 });
             })
         });
         is_ready.recv().unwrap();
-        world.in_vm(|| {
-            wait_for("the NFLOG group", || {
-                // Its own line: group, netlink port, and so on (net/netfilter/nfnetlink_log.c).
-                std::fs::read_to_string("/proc/thread-self/net/netfilter/nfnetlink_log")
-                    .is_ok_and(|text| text.split_ascii_whitespace().next() == Some("87"))
-            });
-        });
+        world.in_vm(|| wait_for("the NFLOG group", is_group_held));
         Self { bus, stop, thread: Some(thread), seen: 0 }
     }
 

@@ -54,6 +54,7 @@ const MEMBERS: [(&str, &str, &str, Ipv4Addr); 7] = [
 pub(crate) struct World {
     prefix: String,
     members: Vec<Member>,
+    state: tempfile::TempDir,
 }
 
 pub(crate) struct Member {
@@ -81,10 +82,19 @@ pub(crate) fn run(program: &str, arguments: &str) -> String {
 }
 
 impl World {
+    /// Where a reader of drops keeps what was counted.
+    pub(crate) fn ledger(&self) -> PathBuf {
+        self.state.path().join("reported-drops")
+    }
+
     pub(crate) fn new() -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let mut world = Self { prefix: format!("zz5-{}-{number}", std::process::id()), members: Vec::new() };
+        let mut world = Self {
+            prefix: format!("zz5-{}-{number}", std::process::id()),
+            members: Vec::new(),
+            state: tempfile::tempdir().unwrap(),
+        };
         for namespace in ["vm", "world"] {
             run("ip", &format!("netns add {}", world.name(namespace)));
         }
@@ -145,7 +155,7 @@ impl World {
         world
     }
 
-    fn name(&self, namespace: &str) -> String {
+    pub(crate) fn name(&self, namespace: &str) -> String {
         format!("{}-{namespace}", self.prefix)
     }
 
@@ -262,6 +272,17 @@ impl Tap {
 
     pub(crate) fn send(&self, frame: &[u8]) {
         assert_eq!(send(self.socket.as_raw_fd(), frame, MsgFlags::empty()).unwrap(), frame.len());
+    }
+
+    /// The first frame that is one of those.
+    pub(crate) fn until_any(&self, is_it: impl Fn(&[u8]) -> bool) -> Vec<u8> {
+        loop {
+            let mut buffer = [0; 2048];
+            let length = recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty()).expect("the awaited frame");
+            if is_it(&buffer[..length]) {
+                return buffer[..length].to_vec();
+            }
+        }
     }
 
     /// Frames up to and without this one, which must come.

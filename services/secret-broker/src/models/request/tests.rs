@@ -1,19 +1,24 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
-use std::collections::BTreeMap;
-
+use assistant_proto::config::ModelRoute;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::{Rebuilt, rebuild};
 use crate::refusal::Refusal;
 
-fn models() -> BTreeMap<String, String> {
-    BTreeMap::from([("assistant".to_owned(), "upstream-model".to_owned())])
+fn rebuilt(body: &[u8]) -> Result<Rebuilt, Refusal> {
+    let route = ModelRoute {
+        base_url: "https://model.example/v1".to_owned(),
+        key: None,
+        squid_user: "models".to_owned(),
+        models: [("assistant".to_owned(), "upstream-model".to_owned())].into(),
+    };
+    rebuild(body, &route, &"zeroclaw-tasks".parse().unwrap())
 }
 
 fn read(body: &Value) -> Result<Rebuilt, Refusal> {
-    rebuild(body.to_string().as_bytes(), &models())
+    rebuilt(body.to_string().as_bytes())
 }
 
 fn sent(body: &Value) -> Value {
@@ -74,7 +79,7 @@ fn zeroclaw() -> Value {
 #[test]
 fn what_zeroclaw_sends_passes_without_its_extras() {
     let read = read(&zeroclaw()).unwrap();
-    assert_eq!((read.model.as_str(), read.stream), ("assistant", true));
+    assert_eq!((read.permit.model(), read.stream), ("assistant", true));
     let mut expected = zeroclaw();
     expected["model"] = json!("upstream-model");
     let message = expected["messages"][2].as_object_mut().unwrap();
@@ -289,9 +294,9 @@ fn bodies_are_read_in_one_way() {
         r#"{"model":"assistant","messages":[{"role":"user","content":"x"}]}{}"#,
         "",
     ] {
-        assert_eq!(rebuild(body.as_bytes(), &models()).unwrap_err().denial.reason, "not-json", "{body}");
+        assert_eq!(rebuilt(body.as_bytes()).unwrap_err().denial.reason, "not-json", "{body}");
     }
-    assert_eq!(rebuild(b"[]", &models()).unwrap_err().denial.reason, "malformed-request");
+    assert_eq!(rebuilt(b"[]").unwrap_err().denial.reason, "malformed-request");
 }
 
 #[test]
@@ -343,6 +348,6 @@ proptest! {
 
     #[test]
     fn anything_is_survived(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-        prop_assert!(rebuild(&bytes, &models()).is_err());
+        prop_assert!(rebuilt(&bytes).is_err());
     }
 }

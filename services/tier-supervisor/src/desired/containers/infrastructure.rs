@@ -2,7 +2,7 @@
 
 use assistant_proto::config::{JAEGER_PORT, NATS_PORT, OTLP_PORT};
 
-use super::super::{ASSISTANT_GID, ContainerSpec, DesiredError, Ready, Role, VolumeSpec};
+use super::super::{ASSISTANT_GID, ContainerSpec, DesiredError, Ready, Role, SQUID_LOG_DIR, VolumeSpec};
 use super::{DATA, ETC, Parts, limits, plain};
 use crate::addresses::{BUS, EGRESS, HOST_COLLECTOR, HOST_JAEGER, HOST_NATS, HOST_SQUID, TELEMETRY, TRANSIT};
 use crate::render;
@@ -83,7 +83,7 @@ pub(super) fn squid(parts: &Parts<'_>) -> Made {
     parts.private(&mut spec, "users", squid.users);
     parts.private(&mut spec, "peek.pem", parts.material.pki.squid.certificate.clone());
     parts.private(&mut spec, "peek.key", parts.material.pki.squid.key.expose().to_owned());
-    let mut log = parts.data(&mut spec, "squid-log", "/var/log/squid");
+    let mut log = parts.data(&mut spec, "squid-log", SQUID_LOG_DIR);
     // The auditor reads it as group `assistant`.
     log.mode = 0o750;
     parts.resolve(&mut spec, None);

@@ -1,7 +1,8 @@
 //! Spells a specification in Docker's words. Pure.
 //!
 //! What every container has, whatever its specification says, stands here and nowhere else: read-only root, no
-//! capabilities beyond the listed ones, no-new-privileges, no core dumps, no restart by Docker, a capped log.
+//! capabilities beyond the listed ones, no-new-privileges, the system calls of `seccomp.json`, no core dumps, no restart by
+//! Docker, a capped log.
 
 use std::collections::HashMap;
 
@@ -17,6 +18,14 @@ use bollard::models::{
 use crate::desired::{Attachment, ContainerSpec, Mount, MountSource, NetworkKind, NetworkSpec, VolumeSpec};
 use crate::observed::{LABEL_MANAGED, LABEL_MODE, LABEL_ROLE, LABEL_SPEC, LABEL_TIER};
 use crate::plan::network_hash;
+
+/// What the kernel does for any container of ours, by the names of system calls: what Docker's own profile lets a
+/// container without capabilities do, less what goes round the walls. That is every socket but Unix, IP and the listing of
+/// interfaces, because nftables never sees AF_VSOCK, which leads to the hypervisor; io_uring, which opens sockets that no
+/// filter sees; 32-bit calls, whose socketcall hides its arguments; ptrace and the like, which nobody here needs.
+///
+/// It is part of every specification's hash: who changes it has every container made again.
+const SYSTEM_CALLS: &str = include_str!("seccomp.json");
 
 /// Docker's options for its bridge driver.
 const BRIDGE_NAME: &str = "com.docker.network.bridge.name";
@@ -150,7 +159,7 @@ fn host(spec: &ContainerSpec, network: Option<String>) -> HostConfig {
         privileged: Some(false),
         publish_all_ports: Some(false),
         readonly_rootfs: Some(true),
-        security_opt: Some(vec!["no-new-privileges:true".to_owned()]),
+        security_opt: Some(vec!["no-new-privileges:true".to_owned(), format!("seccomp={SYSTEM_CALLS}")]),
         tmpfs: Some(spec.tmpfs.iter().cloned().collect()),
         sysctls: Some(spec.sysctls.iter().cloned().collect()),
         ..HostConfig::default()
@@ -200,7 +209,8 @@ mod tests {
             assert_eq!(host["ReadonlyRootfs"], true);
             assert_eq!(host["CapDrop"], serde_json::json!(["ALL"]));
             assert_eq!(host["CapAdd"], serde_json::json!([]));
-            assert_eq!(host["SecurityOpt"], serde_json::json!(["no-new-privileges:true"]));
+            let confined = serde_json::json!(["no-new-privileges:true", format!("seccomp={SYSTEM_CALLS}")]);
+            assert_eq!(host["SecurityOpt"], confined);
             assert_eq!(host["Privileged"], false);
             assert_eq!(host["RestartPolicy"]["Name"], "no");
             assert_eq!(host["Ulimits"], serde_json::json!([{"Name": "core", "Soft": 0, "Hard": 0}]));
@@ -216,6 +226,63 @@ mod tests {
             assert_eq!(body["Labels"][LABEL_SPEC], spec.spec_hash());
             assert_eq!(body["Labels"][LABEL_MODE], "drill");
         }
+    }
+
+    /// Names of the calls that are allowed, each with the arguments that allow it.
+    fn allowed() -> Vec<(String, serde_json::Value)> {
+        let profile: serde_json::Value = serde_json::from_str(SYSTEM_CALLS).unwrap();
+        assert_eq!(profile["defaultAction"], "SCMP_ACT_ERRNO");
+        for arch in profile["archMap"].as_array().unwrap() {
+            assert!(["SCMP_ARCH_X86_64", "SCMP_ARCH_AARCH64"].contains(&arch["architecture"].as_str().unwrap()));
+            assert_eq!(arch["subArchitectures"], serde_json::json!([]), "32-bit calls");
+        }
+        let rules = profile["syscalls"].as_array().unwrap();
+        let allowing = rules.iter().filter(|rule| rule["action"] != "SCMP_ACT_ERRNO");
+        allowing
+            .inspect(|rule| assert_eq!(rule["action"], "SCMP_ACT_ALLOW"))
+            .flat_map(|rule| {
+                let names = rule["names"].as_array().unwrap().iter();
+                names.map(|name| (name.as_str().unwrap().to_owned(), rule["args"].clone()))
+            })
+            .collect()
+    }
+
+    #[test]
+    fn sockets_are_of_kinds_that_the_walls_see() {
+        let allowed = allowed();
+        let of = |call: &str| -> Vec<(u64, usize)> {
+            let rules = allowed.iter().filter(|(name, _)| name == call);
+            rules
+                .map(|(_, arguments)| {
+                    let arguments = arguments.as_array().unwrap();
+                    let family = arguments.iter().find(|argument| argument["index"] == 0).unwrap();
+                    assert!(arguments.iter().all(|argument| argument["op"] == "SCMP_CMP_EQ"));
+                    (family["value"].as_u64().unwrap(), arguments.len())
+                })
+                .collect()
+        };
+        // AF_UNIX, AF_INET, AF_INET6, and AF_NETLINK with one protocol.
+        assert_eq!(of("socket"), [(1, 1), (2, 1), (10, 1), (16, 2)]);
+        assert_eq!(of("socketpair"), [(1, 1)]);
+    }
+
+    #[test]
+    fn what_goes_round_the_walls_is_not_called() {
+        let allowed = allowed();
+        let closed = "socketcall io_uring_setup io_uring_enter io_uring_register clone3 unshare setns mount umount2 pivot_root \
+            chroot fsopen move_mount open_tree ptrace process_vm_readv process_vm_writev pidfd_getfd kcmp bpf perf_event_open \
+            userfaultfd keyctl add_key request_key init_module finit_module delete_module kexec_load reboot swapon \
+            open_by_handle_at iopl ioperm modify_ldt syslog acct quotactl sethostname settimeofday clock_settime vmsplice";
+        for call in closed.split_ascii_whitespace() {
+            assert!(!allowed.iter().any(|(name, _)| name == call), "{call}");
+        }
+        // Control: the list is read.
+        assert!(allowed.iter().any(|(name, arguments)| name == "connect" && arguments.is_null()));
+        let namespaces = 0x7e02_0000_u64;
+        let clone: Vec<_> =
+            allowed.iter().filter(|(name, _)| name == "clone").map(|(_, arguments)| arguments).collect();
+        let without = serde_json::json!([{"index": 0, "value": namespaces, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}]);
+        assert_eq!(clone, [&without]);
     }
 
     #[test]

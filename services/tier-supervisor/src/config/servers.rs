@@ -1,0 +1,136 @@
+//! The sections of a tier that say what works in it: its MCP servers, their tools, and lists of words.
+
+use std::path::{Path, PathBuf};
+
+use assistant_proto::name::{ServerName, TierName};
+
+use super::catalog;
+use super::problem::{Report, suggestion};
+use super::tier::Server;
+use super::tiers::{Sources, World};
+use super::tree::Fields;
+
+pub(super) fn servers(
+    fields: &Fields<'_>,
+    tier: &TierName,
+    base: &Path,
+    world: &World<'_>,
+    sources: &dyn Sources,
+    report: &mut Report<'_>,
+) -> Vec<Server> {
+    if !fields.flag("mcp", false, report) {
+        for field in ["mcp_dir", "tools"] {
+            if fields.node(field).is_some() {
+                report.problem(
+                    fields.at(field),
+                    format!("\"{field}\" has no effect without mcp: true"),
+                    "add mcp: true, or remove it",
+                );
+            }
+        }
+        return Vec::new();
+    }
+    let (at, directory) = match fields.text("mcp_dir", report) {
+        Some((at, text)) if text.chars().any(char::is_control) || text.is_empty() => {
+            report.problem(at, "this is not a path", "name the folder, relative to this file");
+            return Vec::new();
+        }
+        Some((at, text)) => (at, PathBuf::from(text)),
+        None if fields.node("mcp_dir").is_some() => return Vec::new(),
+        None => (fields.at("mcp"), catalog::default_directory(tier.as_str())),
+    };
+    let servers = catalog::servers(&base.join(directory), at, world.images, sources, report);
+    for server in &servers {
+        // Container names are principals' names, at most 63 characters.
+        if format!("mcp-{tier}-{}", server.name).len() > 63 {
+            report.problem(
+                at,
+                format!("the names of tier {tier} and server {} are too long together", server.name),
+                "shorten one",
+            );
+        }
+    }
+    servers
+}
+
+pub(super) fn tools(
+    fields: &Fields<'_>,
+    servers: &[Server],
+    complete: bool,
+    report: &mut Report<'_>,
+) -> Vec<(ServerName, Vec<String>)> {
+    let mut tools: Vec<(ServerName, Vec<String>)> = Vec::new();
+    for node in fields.list("tools", report).unwrap_or_default() {
+        let Some(rule) = Fields::of(node, "a tools rule", &["server", "allow"], report) else { continue };
+        let allow = words(&rule, "allow", is_tool, "name each tool as the server calls it; no \"*\"", report);
+        let Some((at, text)) = rule.text("server", report) else {
+            if rule.node("server").is_none() {
+                report.problem(rule.at, "this rule names no server", "add: server: <its name in the catalogue>");
+            }
+            continue;
+        };
+        let Some(server) = servers.iter().find(|server| server.name.as_str() == text) else {
+            if complete {
+                let known = servers.iter().map(|server| server.name.as_str());
+                report.problem(at, "the tier has no such MCP server", suggestion(text, known));
+            }
+            continue;
+        };
+        if tools.iter().any(|(name, _)| *name == server.name) {
+            report.problem(at, "this server has two tools rules", "join them");
+        }
+        tools.push((server.name.clone(), allow));
+    }
+    for server in servers {
+        if !tools.iter().any(|(name, allow)| *name == server.name && !allow.is_empty()) {
+            let fix = format!("add to the tier: tools: [{{server: {}, allow: [<tool>]}}]", server.name);
+            report.remark(fields.at, format!("no tool of MCP server {} is allowed", server.name), fix);
+        }
+    }
+    tools
+}
+
+pub(super) fn words(
+    fields: &Fields<'_>,
+    field: &str,
+    fine: fn(&str) -> bool,
+    fix: &str,
+    report: &mut Report<'_>,
+) -> Vec<String> {
+    let mut words = Vec::new();
+    for (at, text) in fields.texts(field, report) {
+        if fine(text) {
+            words.push(text.to_owned());
+        } else {
+            report.problem(at, format!("an item of \"{field}\" is not usable"), fix);
+        }
+    }
+    words
+}
+
+pub(super) fn is_command(text: &str) -> bool {
+    !text.is_empty()
+        && text.len() <= 64
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._+-".contains(&b))
+        && !text.starts_with(['-', '.'])
+}
+
+pub(super) fn is_tool(text: &str) -> bool {
+    !text.is_empty() && text.len() <= 128 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_of_lists() {
+        for good in ["curl", "python3.11", "g++"] {
+            assert!(is_command(good), "{good}");
+        }
+        for bad in ["*", "", "rm -rf", "/bin/ls", "-x", "a;b", "$(x)"] {
+            assert!(!is_command(bad), "{bad}");
+        }
+        assert!(is_tool("marvin__get_tasks") && !is_tool("*") && !is_tool("a.b"));
+    }
+}
