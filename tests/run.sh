@@ -194,7 +194,7 @@ stage_lint() {
     skip shellcheck "it is not installed"
     return 0
   fi
-  check "shellcheck" shellcheck -x -P SCRIPTDIR deploy/*.sh deploy/lib/*.sh deploy/images/mcp-amazing-marvin/mcp-server tests/run.sh .ci/run
+  check "shellcheck" shellcheck -x -P SCRIPTDIR deploy/*.sh deploy/lib/*.sh deploy/images/mcp-amazing-marvin/mcp-server tests/run.sh tests/bench.sh .ci/run
 }
 
 deny() { # <cargo-deny arguments>...

@@ -43,7 +43,7 @@ pub(crate) enum Wall {
 pub(crate) const WALLS: [(Wall, &str); 4] = [
     (Wall::Broker, "broker: CONNECT to a host that is not allowed"),
     (Wall::Dns, "DNS: a name that is not a door"),
-    (Wall::Kernel, "kernel table: a SYN to TEST-NET-1"),
+    (Wall::Kernel, "kernel table: a SYN to TEST-NET-3"),
     (Wall::Squid, "Squid: the same CONNECT past the broker"),
 ];
 
@@ -147,7 +147,7 @@ async fn attempt(stack: &Stack, wall: Wall, number: u16) -> anyhow::Result<(Inst
         }
         Wall::Kernel => {
             let [_, last] = number.to_be_bytes();
-            let address = Ipv4Addr::new(192, 0, 2, last);
+            let address = Ipv4Addr::new(203, 0, 113, last);
             let work = move || async move {
                 let began = Instant::now();
                 let opened = timeout(SILENCE, TcpStream::connect((address, 443))).await;

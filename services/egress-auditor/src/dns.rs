@@ -162,9 +162,10 @@ impl Resolver {
             // A tier has up to two networks; the address tells them apart.
             let place = udp.local_addr().map_or_else(|_| table.tier.as_str().to_owned(), |at| at.ip().to_string());
             if let Ok(SocketAddr::V4(at)) = udp.local_addr() {
-                let (who, denials, draining) = (table.everybody(), denials.clone(), draining.clone());
+                let (socket, who) = (Arc::clone(&udp), table.everybody());
+                let (denials, draining) = (denials.clone(), draining.clone());
                 tasks.spawn_restarting(format!("dns-drops-{place}"), move || {
-                    drops::watch(at, who.clone(), denials.clone(), draining.clone())
+                    drops::watch(Arc::clone(&socket), at, who.clone(), denials.clone(), draining.clone())
                 });
             }
             {

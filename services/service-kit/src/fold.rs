@@ -6,7 +6,7 @@
 //! [`Fold`] is pure but for the times it is given; [`Folds`] is the same behind a lock, for one task that waits for what
 //! is due:
 //!
-//! ```ignore
+//! ```text
 //! let folds = Folds::new(Limits::default());
 //! folds.note(principal, Attempt { host, reason }, turn);     // anywhere; never waits
 //! loop {                                                     // one critical task

@@ -47,6 +47,14 @@ struct Taken {
     bytes: usize,
 }
 
+/// ZeroClaw writes small frames with Nagle's algorithm on, so each waits for the acknowledgement of the one before, which
+/// the kernel delays by up to 40 ms (docs/benchmarks.md). The kernel forgets the setting, hence before each read.
+fn acknowledge_at_once(stream: &TcpStream) {
+    if let Err(error) = socket2::SockRef::from(stream).set_tcp_quickack(true) {
+        tracing::debug!(%error, "acknowledgements are delayed");
+    }
+}
+
 impl Taken {
     fn add(&mut self, bytes: usize) -> Result<(), AcpError> {
         self.frames = self.frames.saturating_add(1);
@@ -60,6 +68,7 @@ impl Link {
         let stream = TcpStream::connect(address)
             .await
             .map_err(|source| AcpError::Unreachable { address, source: Some(source) })?;
+        stream.set_nodelay(true).map_err(|source| AcpError::Unreachable { address, source: Some(source) })?;
         let handshake = |source: Error| AcpError::Handshake { address, source: Box::new(source) };
         let mut request = format!("ws://{address}/acp?agent=default").into_client_request().map_err(handshake)?;
         let bearer = Zeroizing::new(format!("Bearer {}", token.as_str()));
@@ -91,6 +100,7 @@ impl Link {
     /// When the connection ended or the frame is refused.
     pub async fn receive(&mut self) -> Result<Incoming, AcpError> {
         loop {
+            acknowledge_at_once(self.socket.get_ref());
             let message = match self.socket.next().await {
                 Some(Ok(message)) => message,
                 Some(Err(error)) => {

@@ -2,9 +2,11 @@
 //! attempts: what nobody read is still an attempt that was refused.
 
 use std::net::{IpAddr, SocketAddrV4};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use tokio::net::UdpSocket;
 use tokio_util::sync::CancellationToken;
 
 use crate::denials::{Denials, What, Who};
@@ -14,8 +16,10 @@ const TABLE: &str = "/proc/net/udp";
 /// How often it is read: well within the second in which a denial has to be told.
 const EVERY: Duration = Duration::from_millis(400);
 
-/// Notes what is dropped on the socket at `at` until `draining`.
+/// Notes what is dropped on the socket at `at` until `draining`. It holds the socket: one that the resolver alone held
+/// would leave the table in the drain before its last drops are counted.
 pub(super) async fn watch(
+    _socket: Arc<UdpSocket>,
     at: SocketAddrV4,
     who: Who,
     denials: Denials,
@@ -62,16 +66,16 @@ fn drops(table: &str, at: SocketAddrV4) -> Option<u32> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-    use std::net::{Ipv4Addr, UdpSocket};
+    use std::net::{Ipv4Addr, UdpSocket as StdUdpSocket};
 
     use super::*;
 
     #[test]
     fn the_kernels_own_table_counts_what_did_not_fit() {
-        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let socket = StdUdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let std::net::SocketAddr::V4(at) = socket.local_addr().unwrap() else { unreachable!("bound to IPv4") };
         assert_eq!(drops(&std::fs::read_to_string(TABLE).unwrap(), at), Some(0));
-        let sender = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let sender = StdUdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let mut sent = 0_u32;
         for _ in 0..20_000 {
             sender.send_to(&[0; 64], at).unwrap();

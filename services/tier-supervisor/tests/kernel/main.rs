@@ -390,12 +390,12 @@ fn squid_leaves_by_443_into_the_drill_only() {
     // Another way out appears, and the routes lead there: the table still does not let it.
     let vm = world.in_vm(|| {
         run("ip", "link add zz5out type veth peer name zz5out1");
-        run("ip", "address add 192.0.2.1/24 dev zz5out");
+        run("ip", "address add 198.51.100.129/25 dev zz5out");
         run("ip", "link set zz5out up");
         run("ip", "link set zz5out1 up");
-        run("ip", "neigh replace 192.0.2.2 lladdr 02:00:00:00:00:09 dev zz5out nud permanent");
+        run("ip", "neigh replace 198.51.100.130 lladdr 02:00:00:00:00:09 dev zz5out nud permanent");
         routes::release().unwrap();
-        run("ip", "route add default via 192.0.2.2 dev zz5out");
+        run("ip", "route add default via 198.51.100.130 dev zz5out");
         routes::verify(&desired)
     });
     assert!(matches!(vm, Err(routes::RouteError::NotClaimed { .. })), "{vm:?}");
