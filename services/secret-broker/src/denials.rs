@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// Equal refusals within this time of one that was told are folded into one event, which is told at its end.
-const FOLD: Duration = Duration::from_secs(1);
+const FOLD: Duration = Duration::from_millis(700);
 /// Kinds of refusal that are told at once in a burst, and as many again that are folded first.
 const BURST: u32 = 32;
 /// And for ever after, per second; again for each of the two. With the flood event a container causes two events a second
