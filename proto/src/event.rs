@@ -157,6 +157,18 @@ pub enum Attachment {
     Late,
 }
 
+impl Attachment {
+    /// As in events, records and spans.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Background => "background",
+            Self::Late => "late",
+        }
+    }
+}
+
 /// `egress.denied.<tier>`: an attempt died.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EgressDenied {

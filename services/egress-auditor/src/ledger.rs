@@ -36,12 +36,7 @@ pub struct SpanDraft {
 /// How sure the attachment to a turn is, as every span says it.
 #[must_use]
 pub fn attached(attachment: Attachment) -> (&'static str, String) {
-    let text = match attachment {
-        Attachment::Active => "active",
-        Attachment::Background => "background",
-        Attachment::Late => "late",
-    };
-    ("attachment", text.to_owned())
+    ("attachment", attachment.as_str().to_owned())
 }
 
 /// Something this service saw.

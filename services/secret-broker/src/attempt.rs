@@ -51,7 +51,7 @@ impl Attempt {
             otel.status_code = Empty,
             tier = %tier,
             layer = layer.as_str(),
-            attachment = attachment(&turn),
+            attachment = turn.attachment.as_str(),
             turn = turn.turn.as_ref().map(|turn| turn.as_str()),
             principal = Empty,
             server.address = Empty,
@@ -161,12 +161,4 @@ pub struct Left<'a> {
     pub bytes_out: u64,
     /// Bytes of body received.
     pub bytes_in: u64,
-}
-
-fn attachment(turn: &TurnContext) -> &'static str {
-    match turn.attachment {
-        assistant_proto::event::Attachment::Active => "active",
-        assistant_proto::event::Attachment::Background => "background",
-        assistant_proto::event::Attachment::Late => "late",
-    }
 }

@@ -28,7 +28,7 @@ use hyper::body::Incoming;
 use policy::Denial;
 use serde_json::{Map, Value, json};
 use service_kit::clock;
-use service_kit::text::harmless_line;
+use service_kit::text::{chain, harmless_line};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
@@ -391,16 +391,4 @@ fn too_many(what: &str, most: usize) -> Refusal {
             "wait for one of them; the limit is fixed for now",
         ),
     )
-}
-
-/// An error with its causes, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

@@ -11,6 +11,7 @@ use std::path::Path;
 use assistant_proto::name::SecretName;
 use policy::{ModelPermit, Permit};
 use service_kit::files::read_secret;
+use service_kit::text::chain;
 use zeroize::Zeroizing;
 
 /// A shorter secret would be found by chance in harmless answers, and its encoded forms even more so.
@@ -124,18 +125,6 @@ impl Secrets {
     pub fn names(&self) -> impl Iterator<Item = (&SecretName, bool)> {
         self.by_name.iter().map(|(name, secret)| (name, secret.is_ok()))
     }
-}
-
-/// An error with its causes, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

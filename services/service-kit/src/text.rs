@@ -28,6 +28,19 @@ pub fn harmless_line(text: &str, most: usize) -> String {
     harmless(text, most).replace('\n', "\\n").replace('\t', "\\t")
 }
 
+/// An error with its causes, on one line.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
 fn is_harmful(character: char) -> bool {
     match character {
         '\n' | '\t' => false,
