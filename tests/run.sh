@@ -203,6 +203,9 @@ deny() { # <cargo-deny arguments>...
 
 stage_deny() {
   [ -d "$TOOLS/$(tool_cargo_deny)" ] || stage_tools
+  # cargo-deny reads the crates of every platform; a build fetches only those of this one.
+  check "crates of every platform" workspace_cargo fetch --locked --quiet
+  [ -n "$ok" ] || return 0
   check "cargo deny" deny --offline --locked check --config .deny.toml --hide-inclusion-graph bans licenses sources
 }
 
