@@ -16,6 +16,14 @@ MACHINE_VARIABLES=(XDG_CACHE_HOME CARGO_HOME RUSTUP_HOME RUSTUP_TOOLCHAIN GOPATH
   HTTP_PROXY HTTPS_PROXY NO_PROXY http_proxy https_proxy no_proxy SSL_CERT_FILE SSL_CERT_DIR CURL_CA_BUNDLE
   REQUESTS_CA_BUNDLE PIP_CERT PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_FIND_LINKS PIP_DEFAULT_TIMEOUT TERM)
 
+# The PATH of a person who is not root lacks these on Debian, and sudo is given the person's, for the toolchains on it. Last,
+# so that nothing of the person's choice changes.
+for _directory in /usr/local/sbin /usr/sbin /sbin; do
+  case :$PATH: in *:$_directory:*) ;; *) PATH=$PATH:$_directory ;; esac
+done
+unset _directory
+export PATH
+
 # Runs the same script again as root, with the few variables that matter. Returns at once for root.
 become_root() { # <script> <arguments>...
   [ "$(id -u)" -ne 0 ] || return 0
