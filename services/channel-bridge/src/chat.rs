@@ -83,9 +83,10 @@ fn complain(problem: &str) -> ExitCode {
 async fn chat(arguments: &ChatArguments) -> anyhow::Result<Went> {
     let mut client = connect(arguments).await?;
     let terminal = std::io::stdin().is_terminal();
-    let colour = std::io::stdout().is_terminal() && !no_colour();
+    let shown = std::io::stdout().is_terminal();
+    let columns = shown.then_some(screen::terminal_columns as fn() -> Option<usize>);
     let mut chat = Chat {
-        screen: Screen::new(std::io::stdout(), colour),
+        screen: Screen::new(std::io::stdout(), shown && !no_colour(), columns),
         // One message needs no standard input, except a person's to answer a question.
         lines: (arguments.once.is_none() || terminal).then(|| BufReader::new(tokio::io::stdin()).lines()),
         waiting: VecDeque::new(),
@@ -219,19 +220,22 @@ impl<W: Write> Chat<W> {
                         }
                     }
                     Ok(None) => {
-                        self.screen.failed("the bridge ended the stream without a result", "")?;
+                        self.screen.broke("the bridge ended the stream without a result", "")?;
                         return Ok(Went::Wrong);
                     }
                     Err(status) => {
-                        self.screen.failed(&explain(&status), "")?;
+                        self.screen.broke(&explain(&status), "")?;
                         return Ok(Went::Wrong);
                     }
                 },
                 // Cancel-safe: a half-read line stays in the reader.
                 line = next_line(&mut self.lines) => match line? {
                     Some(line) if Answer::parse(line.trim()).is_some() => self.aside(line.trim()).await?,
-                    Some(line) if line.trim().is_empty() => {}
-                    Some(line) => self.waiting.push_back(line),
+                    Some(line) if line.trim().is_empty() => self.screen.remind()?,
+                    Some(line) => {
+                        self.waiting.push_back(line);
+                        self.screen.remind()?;
+                    }
                     None => self.lines = None,
                 },
                 interrupted = tokio::signal::ctrl_c() => {
@@ -253,19 +257,26 @@ impl<W: Write> Chat<W> {
     async fn aside(&mut self, text: &str) -> anyhow::Result<()> {
         let mut stream = match self.send(text).await {
             Ok(stream) => stream,
-            Err(status) => return Ok(self.screen.failed(&explain(&status), "")?),
+            Err(status) => return self.aside_failed(&explain(&status), ""),
         };
         loop {
             match stream.message().await {
                 Ok(Some(response)) => match response.event {
-                    Some(Event::Failed(failed)) => return Ok(self.screen.failed(&failed.reason, &failed.fix)?),
+                    Some(Event::Failed(failed)) => return self.aside_failed(&failed.reason, &failed.fix),
                     Some(Event::Ended(_)) => return Ok(()),
                     _ => {}
                 },
                 Ok(None) => return Ok(()),
-                Err(status) => return Ok(self.screen.failed(&explain(&status), "")?),
+                Err(status) => return self.aside_failed(&explain(&status), ""),
             }
         }
+    }
+
+    /// What waits for an answer waits still.
+    fn aside_failed(&mut self, reason: &str, fix: &str) -> anyhow::Result<()> {
+        self.screen.failed(reason, fix)?;
+        self.screen.remind()?;
+        Ok(())
     }
 
     async fn send(&mut self, text: &str) -> Result<Streaming<assistant_proto::channel::SendMessageResponse>, Status> {
@@ -292,7 +303,7 @@ impl<W: Write> Chat<W> {
                 return Ok(Some(Went::Well));
             }
             Some(Event::Failed(failed)) => {
-                self.screen.failed(&failed.reason, &failed.fix)?;
+                self.screen.broke(&failed.reason, &failed.fix)?;
                 self.screen.trace(&failed.trace_id)?;
                 return Ok(Some(Went::Wrong));
             }

@@ -137,15 +137,9 @@ fn gaps(taken: Option<u64>, raws: &[Raw]) -> Vec<(u64, u64)> {
     gaps
 }
 
-/// A record about the record itself. It is of this store only: nobody publishes it.
 fn notice(id: &str, reason: &str, count: u64, detail: &str) -> Entry {
-    let body = serde_json::json!({
-        "reason": reason,
-        "count": count,
-        "detail": detail,
-        "fix": "look at why egress-auditor was away so long, and at the limits of the stream in tier-supervisor",
-    });
-    Entry::from_bus("audit.incomplete.stack", id, body.to_string().as_bytes())
+    let fix = "look at why egress-auditor was away so long, and at the limits of the stream in tier-supervisor";
+    Entry::incomplete(id, reason, count, detail, fix)
 }
 
 #[cfg(test)]

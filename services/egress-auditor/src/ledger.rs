@@ -12,7 +12,7 @@ use opentelemetry::KeyValue;
 use opentelemetry::trace::{Span, SpanKind, Status, Tracer};
 use service_kit::bus::Bus;
 
-use crate::record::Own;
+use crate::record::{Entry, Own};
 use crate::store::{Closed, Reader, Store, Stored};
 
 /// What is published again at a start; more than that waits for the next one.
@@ -108,6 +108,14 @@ impl Ledger {
             }
         }
         Ok(())
+    }
+
+    /// Stores that something is missing. Waits as long as the disk refuses; the same id is stored once.
+    ///
+    /// # Errors
+    /// [`Closed`] when the service is stopping: it may not count as recorded.
+    pub async fn record_incomplete(&self, entry: Entry) -> Result<(), Closed> {
+        self.store.append(vec![entry]).await.map(drop)
     }
 
     /// Publishes again what was stored up to `through`, the head at the start, and never came back: what is stored after

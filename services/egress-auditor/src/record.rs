@@ -76,6 +76,14 @@ impl Entry {
         Self::from_json(id, kind, tier, payload)
     }
 
+    /// A record about the record itself: so many events are missing from it, or nobody knows how many. It is of this store
+    /// only: nobody publishes it.
+    #[must_use]
+    pub fn incomplete(id: &str, reason: &str, count: u64, detail: &str, fix: &str) -> Self {
+        let body = serde_json::json!({ "reason": reason, "count": count, "detail": detail, "fix": fix });
+        Self::from_bus("audit.incomplete.stack", id, body.to_string().as_bytes())
+    }
+
     /// Whether this is what a stored payload tells already. Something seen twice, such as a line of Squid's log read
     /// again after a restart, differs in what depends on the moment: which turn was running, and the time where the line
     /// has none.

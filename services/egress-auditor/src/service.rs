@@ -27,8 +27,9 @@ use crate::ledger::Ledger;
 use crate::squid::{Attribution, FEED_QUEUE, Follower};
 use crate::store::{self, Reader, Store, Writer};
 
-/// Stream and durable consumer, made by tier-supervisor.
-const STREAM: &str = "EVENTS";
+/// Streams and their durable consumer, made by tier-supervisor. Nothing leaves that is not in the second: it lets go of a
+/// decision only when the store has it.
+const STREAMS: [&str; 2] = ["EVENTS", "PERMITTED"];
 const DURABLE: &str = "auditor";
 
 /// The configuration file, as tier-supervisor renders it.
@@ -164,7 +165,10 @@ impl host::Service for EgressAuditor {
         let (tasks, draining) = (&cx.tasks, cx.shutdown.draining());
         let turns = Turns::new();
         turns.follow(cx, Self::NAME);
-        let intake = Intake::resume(self.store.clone(), &self.reader, STREAM).await?;
+        let mut intakes = Vec::with_capacity(STREAMS.len());
+        for stream in STREAMS {
+            intakes.push((stream, Intake::resume(self.store.clone(), &self.reader, stream).await?));
+        }
         let ledger = Ledger::new(self.store, cx.bus.clone());
         let denials = Denials::new(turns.clone());
         let stored_before = self.reader.head().borrow().sequence;
@@ -223,9 +227,9 @@ impl host::Service for EgressAuditor {
                 }
             }
         });
-        tasks.spawn_restarting("audit-consumer", {
+        for (stream, intake) in intakes {
             let (bus, draining) = (cx.bus.clone(), draining.clone());
-            move || {
+            tasks.spawn_restarting(format!("audit-consumer-{stream}"), move || {
                 let (bus, intake, draining) = (bus.clone(), intake.clone(), draining.clone());
                 async move {
                     tokio::select! {
@@ -233,8 +237,8 @@ impl host::Service for EgressAuditor {
                         () = draining.cancelled() => Ok(()),
                     }
                 }
-            }
-        });
+            });
+        }
         tasks.spawn_restarting("audit-verify", {
             let (reader, health, draining) = (self.reader, cx.health.clone(), draining.clone());
             move || {

@@ -1,11 +1,13 @@
 //! From Squid's log to events and spans: reads the file (the truth), uses the feed as a signal that there is something
 //! to read, and as a witness. A line the feed has and the file does not get within [`GRACE`] is counted from the feed, so
-//! that a full disk or a truncated file hides nothing. Each line counts once, by its key.
+//! that a full disk or a truncated file hides nothing. Each line counts once, by its key. Where lines of the file may be
+//! missing, the record says so.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use assistant_proto::event::EventId;
 use service_kit::host::Health;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -14,7 +16,8 @@ use tokio_util::sync::CancellationToken;
 use crate::checkpoint::Checkpoint;
 use crate::ledger::{Ledger, Sighting};
 use crate::line::{Line, LineError, LineKey};
-use crate::tail::{Read, Tail};
+use crate::record::Entry;
+use crate::tail::{Gap, Lost, Position, Read, Tail};
 use crate::tunnel::Joiner;
 
 mod sighting;
@@ -132,9 +135,12 @@ impl Follower {
                     HEALTH_PART,
                     Err(format!("Squid's log cannot be read ({error}); counting from its feed alone")),
                 );
-                Read { lines: Vec::new(), at_end: true }
+                Read { at_end: true, ..Read::default() }
             }
         };
+        if let Some(gap) = &read.gap {
+            self.ledger.record_incomplete(incomplete(gap)).await?;
+        }
         let mut sightings = Vec::new();
         for found in &read.lines {
             let parsed = match found.bytes.as_deref() {
@@ -192,7 +198,7 @@ impl Follower {
         Ok(())
     }
 
-    async fn save(&mut self, position: Option<crate::tail::Position>) -> anyhow::Result<()> {
+    async fn save(&mut self, position: Option<Position>) -> anyhow::Result<()> {
         let checkpoint = Checkpoint::new(position, self.joiner.open());
         let (directory, written) = (self.checkpoint_directory.clone(), checkpoint.clone());
         match tokio::task::spawn_blocking(move || written.save(&directory)).await? {
@@ -202,6 +208,26 @@ impl Follower {
         }
         Ok(())
     }
+}
+
+/// Deterministic, so that the same gap found again after a restart is the same record.
+fn incomplete(gap: &Gap) -> Entry {
+    let Position { inode, fingerprint, offset } = &gap.after;
+    let (reason, what) = match gap.lost {
+        Lost::CheckpointedFile => {
+            ("squid-log-gone", "the file in which it had been read was put away while nobody read it")
+        }
+        Lost::CurrentFile => ("squid-log-gone", "the file that was being read was taken away"),
+        Lost::Truncated => ("squid-log-truncated", "the file that was being read was truncated"),
+    };
+    let id = EventId::derive(&[reason.as_bytes(), &inode.to_be_bytes(), fingerprint.as_bytes(), &offset.to_be_bytes()]);
+    let detail = format!(
+        "lines of Squid's log may be lost: {what}, at byte {offset}; how many is not known. What Squid's feed had is recorded \
+         all the same, and so is what secret-broker permitted"
+    );
+    let fix =
+        "look at why egress-auditor was away or slow while Squid's log was put aside twice, or who else writes there";
+    Entry::incomplete(id.as_str(), reason, 1, &detail, fix)
 }
 
 /// Keys of the newest lines.

@@ -3,7 +3,7 @@
 //!
 //! It returns complete lines as bytes; what they mean is not its business. It may return a line twice (after a
 //! truncation, or when the checkpoint is older than what was read): a line's event has a deterministic id. It never
-//! passes over one, as far as the file still has it.
+//! passes over one, as far as the file still has it; where it cannot tell whether lines are missing it says so.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -43,9 +43,31 @@ pub struct Found {
     pub bytes: Option<Vec<u8>>,
 }
 
+/// Why lines may be missing before those of a read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lost {
+    /// The file of the checkpoint is not there any more.
+    CheckpointedFile,
+    /// The file that was being read was taken away, and perhaps others after it.
+    CurrentFile,
+    /// The file that was being read was truncated.
+    Truncated,
+}
+
+/// A place in the log after which lines may be missing. How many is not known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gap {
+    /// Why.
+    pub lost: Lost,
+    /// The last place before it.
+    pub after: Position,
+}
+
 /// What a read found.
 #[derive(Debug, Default)]
 pub struct Read {
+    /// Lines may be missing before these.
+    pub gap: Option<Gap>,
     /// Lines, in the order of the file.
     pub lines: Vec<Found>,
     /// There was nothing more at that moment.
@@ -59,6 +81,8 @@ pub struct Tail {
     name: String,
     resume: Option<Position>,
     current: Option<Current>,
+    /// Found, and not handed out yet.
+    gap: Option<Gap>,
 }
 
 #[derive(Debug)]
@@ -77,7 +101,7 @@ impl Tail {
     /// Follows `directory/name` from `resume`, or from the oldest file there is.
     #[must_use]
     pub fn new(directory: &Path, name: &str, resume: Option<Position>) -> Self {
-        Self { directory: directory.to_owned(), name: name.to_owned(), resume, current: None }
+        Self { directory: directory.to_owned(), name: name.to_owned(), resume, current: None, gap: None }
     }
 
     /// How far it came; none before the first complete line.
@@ -103,40 +127,47 @@ impl Tail {
             Some(current) => current,
             None => match self.open_first()? {
                 Some(current) => current,
-                None => return Ok(Read { lines: Vec::new(), at_end: true }),
+                None => return Ok(Read { at_end: true, ..Read::default() }),
             },
         };
         let outcome = self.read_on(&mut current);
         self.current = Some(current);
-        outcome
+        // After an error it is handed out with the next read.
+        outcome.map(|read| Read { gap: self.gap.take(), ..read })
     }
 
-    fn read_on(&self, current: &mut Current) -> io::Result<Read> {
+    fn read_on(&mut self, current: &mut Current) -> io::Result<Read> {
         let mut buffer = vec![0_u8; CHUNK];
         loop {
-            current.check_truncation()?;
+            let truncated = current.check_truncation()?;
+            self.gap = self.gap.take().or(truncated);
             let length = current.file.read_at(&mut buffer, current.offset)?;
             let read = current.split(buffer.get(..length).unwrap_or_default());
             if !read.lines.is_empty() || length == CHUNK {
                 return Ok(read);
             }
-            let next = self.next_after(current.inode)?;
-            let Some(next) = next else { return Ok(Read { lines: Vec::new(), at_end: true }) };
+            let (next, is_gone) = self.next_after(current.inode)?;
+            let Some(next) = next else { return Ok(Read { at_end: true, ..Read::default() }) };
             if !current.superseded {
                 // Squid may have written to this file until just before it was renamed: read it once more.
                 current.superseded = true;
                 continue;
             }
+            let opened = Current::open(&next, 0)?;
+            if is_gone {
+                tracing::warn!("the log file that was being read was taken away; lines of others may be lost");
+                self.gap = self.gap.take().or(current.gap(Lost::CurrentFile));
+            }
             let rest = current.rest(buffer.get(..length).unwrap_or_default());
-            *current = Current::open(&next, 0)?;
+            *current = opened;
             if let Some(rest) = rest {
-                return Ok(Read { lines: vec![rest], at_end: false });
+                return Ok(Read { lines: vec![rest], ..Read::default() });
             }
         }
     }
 
     /// The file of the checkpoint, wherever rotation has moved it; without one the oldest.
-    fn open_first(&self) -> io::Result<Option<Current>> {
+    fn open_first(&mut self) -> io::Result<Option<Current>> {
         let files = self.files()?;
         if let Some(resume) = &self.resume {
             for path in &files {
@@ -152,13 +183,15 @@ impl Tail {
                 tracing::warn!(
                     "the checkpointed log file is gone; reading all that there is, known lines are recognised"
                 );
+                self.gap = Some(Gap { lost: Lost::CheckpointedFile, after: resume.clone() });
             }
         }
         files.first().map(|path| Current::open(path, 0)).transpose()
     }
 
-    /// The file that follows the one with `inode`, if there is one. One that rotation deleted is followed by the oldest.
-    fn next_after(&self, inode: u64) -> io::Result<Option<PathBuf>> {
+    /// The file that follows the one with `inode`, if there is one, and whether that one is gone. One that rotation deleted is
+    /// followed by the oldest.
+    fn next_after(&self, inode: u64) -> io::Result<(Option<PathBuf>, bool)> {
         let files = self.files()?;
         let mut at = None;
         for (index, path) in files.iter().enumerate() {
@@ -167,8 +200,8 @@ impl Tail {
             }
         }
         Ok(match at {
-            Some(at) => files.get(at.saturating_add(1)).cloned(),
-            None => files.first().cloned(),
+            Some(at) => (files.get(at.saturating_add(1)).cloned(), false),
+            None => (files.first().cloned(), true),
         })
     }
 
@@ -212,16 +245,24 @@ impl Current {
     }
 
     /// A file that is shorter than what was read of it, or begins differently, was truncated: it is read anew.
-    fn check_truncation(&mut self) -> io::Result<()> {
+    fn check_truncation(&mut self) -> io::Result<Option<Gap>> {
         let now = fingerprint(&self.file)?;
         let shorter = self.file.metadata()?.len() < self.offset;
+        let mut gap = None;
         if shorter || (self.fingerprint.is_some() && now != self.fingerprint) {
             tracing::warn!(offset = self.offset, "Squid's log was truncated; reading it from its beginning");
+            gap = self.gap(Lost::Truncated);
             self.offset = 0;
             self.skipping = None;
         }
         self.fingerprint = now;
-        Ok(())
+        Ok(gap)
+    }
+
+    /// None where nothing was read of it that tells it from others: then nothing of it was taken either.
+    fn gap(&self, lost: Lost) -> Option<Gap> {
+        let fingerprint = self.fingerprint.clone()?;
+        Some(Gap { lost, after: Position { inode: self.inode, fingerprint, offset: self.offset } })
     }
 
     /// Takes the complete lines of what was read at the offset.
@@ -390,6 +431,42 @@ mod tests {
     }
 
     #[test]
+    fn what_may_be_missing_is_said_once() {
+        fn gaps(tail: &mut Tail) -> Vec<Gap> {
+            let mut gaps = Vec::new();
+            loop {
+                let read = tail.read().unwrap();
+                gaps.extend(read.gap);
+                if read.at_end {
+                    return gaps;
+                }
+            }
+        }
+        let log = Log::new();
+        log.append("a\n");
+        let mut tail = log.tail(None);
+        assert_eq!(gaps(&mut tail), []);
+        let after = tail.position().unwrap();
+        // Rotation alone loses nothing, for one who goes on nor for one who resumes.
+        log.rotate();
+        log.append("b\n");
+        assert_eq!(gaps(&mut tail), []);
+        assert_eq!(gaps(&mut log.tail(Some(after.clone()))), []);
+        // The file of the checkpoint, and who knows what after it.
+        std::fs::remove_file(log.path("access.log.0")).unwrap();
+        let mut resumed = log.tail(Some(after.clone()));
+        assert_eq!(gaps(&mut resumed), [Gap { lost: Lost::CheckpointedFile, after }]);
+        assert_eq!(gaps(&mut resumed), []);
+        // The file that is being read.
+        let after = tail.position().unwrap();
+        std::fs::remove_file(log.path("access.log")).unwrap();
+        assert_eq!(gaps(&mut tail), [], "nothing came after it yet");
+        log.append("c\n");
+        assert_eq!(gaps(&mut tail), [Gap { lost: Lost::CurrentFile, after }]);
+        assert_eq!(gaps(&mut tail), []);
+    }
+
+    #[test]
     fn truncation_is_noticed_even_when_the_file_has_grown_past_it() {
         let log = Log::new();
         log.append("first\nsecond\n");
@@ -397,7 +474,10 @@ mod tests {
         assert_eq!(all(&mut tail).len(), 2);
         File::create(log.path("access.log")).unwrap();
         log.append("x\n");
-        assert_eq!(all(&mut tail), ["x"], "shorter");
+        let read = tail.read().unwrap();
+        assert_eq!(read.gap.map(|gap| (gap.lost, gap.after.offset)), Some((Lost::Truncated, 13)));
+        assert_eq!(read.lines.first().and_then(|line| line.bytes.as_deref()), Some(b"x".as_slice()), "shorter");
+        assert!(all(&mut tail).is_empty());
         File::create(log.path("access.log")).unwrap();
         log.append("yy\nlonger than before\n");
         assert_eq!(all(&mut tail), ["yy", "longer than before"]);

@@ -31,6 +31,10 @@ pub use consume::{Raw, Received};
 /// half a minute of the worst flood the doors let through, after which new events are counted as lost and logged.
 const QUEUE: usize = 65_536;
 
+/// Where answers go: to the inbox of the one service that asks. The sender of a message chooses its reply subject, and a
+/// service that would publish to any could be made to speak in its own name wherever it may publish.
+const ASKER_INBOX: &str = "_INBOX_channel-bridge.";
+
 /// Header of a message whose sender collects the answers of services.
 const WANTS_ANSWER: &str = "assistant-wants-answer";
 
@@ -52,6 +56,9 @@ pub enum BusError {
     /// There is nobody to answer.
     #[error("the message carries no reply subject")]
     NoReply,
+    /// The one who asks wants the answer elsewhere.
+    #[error("the message wants its answer outside of channel-bridge's inbox; it gets none")]
+    ForeignReply,
     /// The nkey seed could not be read.
     #[error("the service's nkey cannot be used")]
     Seed(#[source] FileError),

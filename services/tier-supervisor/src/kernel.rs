@@ -17,7 +17,7 @@ mod standing;
 mod table;
 mod watch;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
@@ -38,6 +38,9 @@ pub const NFLOG_GROUP: u16 = 87;
 pub const DRILL_INTERFACE: &str = "as-drill0";
 /// Who but root may dial our networks from the VM: the gates.
 pub const GATES_UID: u32 = 8711;
+
+/// Name of the counter of frames that are not of a port in the table. No container is called so.
+pub const NOBODYS: &str = "nobody";
 
 /// The families the table exists in.
 const FAMILIES: [&str; 3] = ["bridge", "inet", "arp"];
@@ -131,18 +134,42 @@ pub fn unload() -> Result<(), KernelError> {
     Ok(())
 }
 
-/// Frames that the loaded table has dropped and reported to [`NFLOG_GROUP`], whether or not somebody listened, since it was
-/// loaded. None when there is no table.
+/// What the table that is loaded has dropped since it was loaded, whether or not somebody listened.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Drops {
+    /// Frames reported to [`NFLOG_GROUP`].
+    pub reported: u64,
+    /// Frames beyond what is reported of one container, by container; those that are not a container's as [`NOBODYS`].
+    pub unreported: BTreeMap<String, u64>,
+    /// The kernel's numbers of the tables: counters of others are not to be compared with these.
+    pub tables: Vec<u64>,
+}
+
+impl Drops {
+    /// All of them.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.unreported.values().copied().fold(self.reported, u64::saturating_add)
+    }
+}
+
+/// Reads the counters. None when there is no table.
 ///
 /// # Errors
 /// When it cannot be read.
-pub fn reported_drops() -> Result<Option<u64>, KernelError> {
+pub fn drops() -> Result<Option<Drops>, KernelError> {
     let Some(listings) = listings()? else { return Ok(None) };
-    let mut sum = 0_u64;
+    let mut drops = Drops::default();
     for listing in &listings {
-        sum = sum.saturating_add(listing::reported(listing, NFLOG_GROUP)?);
+        let counted = listing::counted(listing, NFLOG_GROUP)?;
+        drops.reported = drops.reported.saturating_add(counted.reported);
+        drops.tables.push(counted.table);
+        for (name, packets) in counted.named {
+            let sum = drops.unreported.entry(name).or_default();
+            *sum = sum.saturating_add(packets);
+        }
     }
-    Ok(Some(sum))
+    Ok(Some(drops))
 }
 
 /// The table in one spelling, or none when it is missing in a family.

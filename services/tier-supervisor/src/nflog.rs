@@ -1,8 +1,10 @@
 //! Turns the frames that the kernel table drops into events: `egress.denied.<tier>` with layer `packet`.
 //!
 //! It owns the NFLOG group, the meaning of its reports, and the counting: every dropped frame of a container is in exactly
-//! one event, which leaves within a second of the frame; segments that TCP repeats by itself are one attempt. It decides
-//! and drops nothing: if nobody listens here, frames die all the same, and are one number in the next start's first event.
+//! one event, which leaves within a second of the frame; segments that TCP repeats by itself are one attempt. A container
+//! that goes on and on is told in one event a second or so, with counts: the kernel reports some of its frames and counts
+//! the others for it alone. It decides and drops nothing: if nobody listens here, frames die all the same, and are one
+//! number in the next start's first event.
 
 mod attempt;
 mod frame;
@@ -12,11 +14,12 @@ mod socket;
 mod tally;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use assistant_proto::event::{Attachment, EgressDenied, EventId, Layer, Scope};
 use service_kit::bus::Bus;
+use service_kit::fold::Moment;
 use service_kit::turns::{TurnContext, Turns};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -30,7 +33,12 @@ use frame::{Packet, Transport};
 use ledger::NOTED_EVERY;
 use mark::Mark;
 use socket::{Batch, Report};
-use tally::{Counted, Segment, Segments, Tally};
+use tally::{Segment, Segments, Tally};
+
+/// How often the counters are looked at while the kernel may have more to count than it reports.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Reports between two looks after which that may be. What one container is granted in a second is more.
+const BUSY: usize = 64;
 
 /// Listens until `stop`, then says what it still has. Must run in the VM's own network namespace.
 ///
@@ -46,19 +54,21 @@ pub async fn run(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     // Before listening, so that no frame is both heard and in this number.
-    with(&ledger, Ledger::look).await?;
+    look(&ledger).await?;
     let mut batches = socket::listen(NFLOG_GROUP).with_context(|| {
         format!("NFLOG group {NFLOG_GROUP} cannot be had; if another tier-supervisor runs, stop one of them")
     })?;
+    let listening = ledger.listen();
     let mut mark = Mark::new().context("no socket to ask for reports with")?;
-    let mut counter = Counter { tally: Tally::new(), segments: Segments::default(), turns };
-    let unheard = ledger.take();
+    let mut counter = Counter { tally: tally::tally(), segments: Segments::default(), turns };
+    let unheard = ledger.take_unheard();
     if unheard > 0 {
-        counter.record(Instant::now(), Attempt::unheard(), unheard);
+        counter.record(Attempt::unheard(), unheard);
     }
-    let mut notes = tokio::time::interval_at(tokio::time::Instant::now() + NOTED_EVERY, NOTED_EVERY);
+    let mut looks = tokio::time::interval_at(tokio::time::Instant::now() + LOOK_EVERY, LOOK_EVERY);
+    let (mut looked_at, mut reports, mut busy) = (Instant::now(), 0_usize, 0_u8);
     loop {
-        let next = counter.tally.next_close();
+        let next = counter.tally.next_due();
         // Each arm is cancel-safe: `recv` takes a batch or leaves it, the others hold nothing.
         tokio::select! {
             () = stop.cancelled() => break,
@@ -66,32 +76,44 @@ pub async fn run(
                 let batch = batch.context("the NFLOG thread ended")?.context("reading NFLOG")?;
                 let known = Arc::clone(&principals.borrow());
                 mark.see(Instant::now(), &batch.reports);
+                reports = reports.saturating_add(batch.reports.len());
                 counter.count(Instant::now(), &known, batch);
             }
             () = wait_until(next) => {}
-            () = wait_until(mark.next()) => mark.ask(Instant::now()),
-            _ = notes.tick() => with(&ledger, Ledger::note).await?,
+            () = wait_until(mark.next().map(Into::into)) => mark.ask(Instant::now()),
+            _ = looks.tick() => {
+                // Once more after the last busy second: reports come a moment later than they are counted.
+                busy = if std::mem::take(&mut reports) >= BUSY { 2 } else { busy.saturating_sub(1) };
+                if busy > 0 || looked_at.elapsed() >= NOTED_EVERY {
+                    look(&ledger).await?;
+                    looked_at = Instant::now();
+                }
+            }
         }
-        for counted in counter.tally.close(Instant::now()) {
-            emit(&bus, counted);
+        counter.unreported(&ledger, &principals.borrow());
+        for folded in counter.tally.due(tokio::time::Instant::now()) {
+            emit(&bus, tally::told(folded));
         }
-    }
-    for counted in counter.tally.close_all() {
-        emit(&bus, counted);
     }
     // The group is still held, by the thread that reads it: what comes now was not counted, but nearly nothing does.
-    with(&ledger, Ledger::note).await
+    let looked = look(&ledger).await;
+    drop(listening);
+    counter.unreported(&ledger, &principals.borrow());
+    for folded in counter.tally.rest() {
+        emit(&bus, tally::told(folded));
+    }
+    looked
 }
 
-/// Works with the ledger where blocking does no harm.
-async fn with(ledger: &Ledger, work: fn(&Ledger)) -> anyhow::Result<()> {
+/// Looks at the counters where blocking does no harm.
+async fn look(ledger: &Ledger) -> anyhow::Result<()> {
     let ledger = ledger.clone();
-    Ok(tokio::task::spawn_blocking(move || work(&ledger)).await?)
+    Ok(tokio::task::spawn_blocking(move || ledger.look()).await?)
 }
 
-async fn wait_until(at: Option<Instant>) {
+async fn wait_until(at: Option<tokio::time::Instant>) {
     match at {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
+        Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
     }
 }
@@ -106,11 +128,18 @@ impl Counter {
     fn count(&mut self, now: Instant, principals: &Principals, batch: Batch) {
         for report in &batch.reports {
             if let Some(attempt) = self.attempt(now, principals, report) {
-                self.record(now, attempt, 1);
+                self.record(attempt, 1);
             }
         }
         if batch.lost > 0 {
-            self.record(now, Attempt::lost(), batch.lost);
+            self.record(Attempt::lost(), batch.lost);
+        }
+    }
+
+    /// What the kernel counted and did not report.
+    fn unreported(&mut self, ledger: &Ledger, principals: &Principals) {
+        for (container, count) in ledger.take_unreported() {
+            self.record(Attempt::flood(principals.origin(&container)), count);
         }
     }
 
@@ -137,18 +166,16 @@ impl Counter {
         principals.attempt(cause, report.interface, packet)
     }
 
-    fn record(&mut self, now: Instant, attempt: Attempt, count: u64) {
-        let tier = attempt.origin.tier.clone();
-        let turns = &self.turns;
-        self.tally.record(now, attempt, count, || match &tier {
-            Scope::Tier(tier) => turns.current(tier),
+    fn record(&mut self, attempt: Attempt, count: u64) {
+        let context = match &attempt.origin.tier {
+            Scope::Tier(tier) => self.turns.current(tier),
             Scope::Stack => TurnContext { turn: None, attachment: Attachment::Background, parent: None },
-        });
+        };
+        self.tally.note_many(attempt.origin.clone(), attempt, context, count, Moment::now());
     }
 }
 
-fn emit(bus: &Bus, counted: Counted<TurnContext>) {
-    let Counted { attempt, count, context } = counted;
+fn emit(bus: &Bus, (attempt, count, context): (Attempt, u64, TurnContext)) {
     let reason = attempt.reason.as_str();
     let span = tracing::info_span!(
         "kernel.deny",

@@ -15,6 +15,11 @@ use tokio_util::sync::CancellationToken;
 
 /// The record of what happened.
 pub const EVENTS: &str = "EVENTS";
+/// Decisions on requests that the audit store has not got yet. A stream of its own, because the broker lets out only what
+/// was stored here, and here nothing is discarded: when the auditor does not read, it fills, and nothing leaves any more.
+pub const PERMITTED: &str = "PERMITTED";
+/// What could not be decoded, as it came.
+pub const UNDECODABLE: &str = "UNDECODABLE";
 /// Messages that came in and are not answered yet.
 pub const INBOX: &str = "INBOX";
 /// Answers that are not delivered yet.
@@ -45,8 +50,9 @@ const PART: &str = "streams";
 /// Room for what could not be decoded; when it is full, such messages stay in their queue.
 const UNDECODABLE_BYTES: i64 = 64 << 20;
 /// What goes into the stream of events.
-const EVENT_SUBJECTS: [&str; 10] = [
-    "egress.>",
+const EVENT_SUBJECTS: [&str; 11] = [
+    "egress.denied.>",
+    "egress.allowed.>",
     "tier.>",
     "secret.>",
     "turn.>",
@@ -70,7 +76,8 @@ fn base(name: &str, description: &str, subjects: &[&str]) -> Config {
     }
 }
 
-/// Every stream.
+/// Every stream, in the order in which they are made: EVENTS first, because one that is older than PERMITTED has to let go
+/// of that one's subjects before NATS takes them for another.
 #[must_use]
 pub fn streams() -> Vec<Config> {
     let queue = |name: &str, description: &str, subject: &str| Config {
@@ -90,13 +97,22 @@ pub fn streams() -> Vec<Config> {
             deny_purge: true,
             ..base(EVENTS, "What happened", &EVENT_SUBJECTS)
         },
+        Config {
+            // Not interest: without its consumer such a stream acknowledges what it does not keep.
+            deny_delete: true,
+            deny_purge: true,
+            ..queue(PERMITTED, "What may leave, until the audit store has it", "egress.permitted.>")
+        },
         queue(INBOX, "Messages that came in", "channel.received.>"),
         queue(OUTBOX, "Answers to be delivered", "channel.replied.>"),
         Config {
             retention: RetentionPolicy::Limits,
             discard: DiscardPolicy::New,
             max_bytes: UNDECODABLE_BYTES,
-            ..base("UNDECODABLE", "Messages that could not be decoded, as they came", &["undecodable.*"])
+            // Evidence.
+            deny_delete: true,
+            deny_purge: true,
+            ..base(UNDECODABLE, "Messages that could not be decoded, as they came", &["undecodable.*"])
         },
     ]
 }
@@ -119,6 +135,7 @@ pub fn consumers() -> Vec<(&'static str, pull::Config)> {
     };
     vec![
         (EVENTS, durable("auditor", "egress-auditor's store", ACK_WITHIN, EVENTS_PENDING)),
+        (PERMITTED, durable("auditor", "egress-auditor's store", ACK_WITHIN, EVENTS_PENDING)),
         (INBOX, durable("bridge", "channel-bridge's turns", ACK_WITHIN, QUEUE_PENDING)),
         (OUTBOX, durable("bridge", "channel-bridge's deliveries", ACK_WITHIN, QUEUE_PENDING)),
     ]
@@ -170,13 +187,16 @@ mod tests {
     #[test]
     fn every_event_type_has_exactly_one_stream() {
         use assistant_proto::event::{
-            EgressDenied, Event, FloorBreached, FloorChecked, ModelCalled, TierChanged, ToolCalled,
+            EgressAllowed, EgressDenied, EgressPermitted, Event, FloorBreached, FloorChecked, ModelCalled, TierChanged,
+            ToolCalled,
         };
         let covers = |pattern: &str, subject: &str| {
             pattern.strip_suffix('>').is_some_and(|prefix| subject.starts_with(prefix) && subject.len() > prefix.len())
         };
         let types = [
+            EgressAllowed::TYPE,
             EgressDenied::TYPE,
+            EgressPermitted::TYPE,
             FloorBreached::TYPE,
             FloorChecked::TYPE,
             ModelCalled::TYPE,

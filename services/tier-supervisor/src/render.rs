@@ -13,7 +13,7 @@ mod zeroclaw;
 
 use std::net::Ipv4Addr;
 
-pub(crate) use nats::nats_conf;
+pub(crate) use nats::{NATS_MONITOR_PORT, nats_conf};
 pub(crate) use services::{auditor_config, bridge_config, broker_config, rules};
 pub(crate) use squid::squid;
 pub(crate) use telemetry::{collector_yaml, jaeger_arguments};

@@ -144,6 +144,7 @@ pub struct Supervisor {
     applies: mpsc::Sender<Apply>,
     received: mpsc::Receiver<Apply>,
     principals: watch::Receiver<Arc<Principals>>,
+    ledger: Ledger,
     standing: Arc<Standing>,
     health: Health,
     draining: tokio_util::sync::CancellationToken,
@@ -162,13 +163,14 @@ impl Service for Supervisor {
             .map_err(|problems| anyhow::anyhow!(problems.join("\n")))?;
         let (told, principals) = watch::channel(Arc::new(Principals::default()));
         let engine_socket = Path::new(docker::SOCKET);
-        let vm = Linux::new(&settings.state_dir, settings.operator.uid, engine_socket, told);
+        let ledger = Ledger::at(&settings.state_dir.join("reported-drops"));
+        let vm = Linux::new(&settings.state_dir, settings.operator.uid, engine_socket, told, ledger.clone());
         let standing = vm.standing();
         let (wanted, known) = watch::channel(Wanted { desired: Arc::new(desired), problems: Vec::new() });
         let stack = Arc::new(Stack::new(Docker::at(engine_socket), vm, cx.bus.clone(), known));
         let (applies, received) = mpsc::channel(APPLIES);
         let (health, draining) = (cx.health.clone(), cx.shutdown.draining());
-        Ok(Self { settings, stack, wanted, applies, received, principals, standing, health, draining })
+        Ok(Self { settings, stack, wanted, applies, received, principals, ledger, standing, health, draining })
     }
 
     fn control(&self) -> Routes {
@@ -178,13 +180,12 @@ impl Service for Supervisor {
     }
 
     async fn start(self, cx: &Context) -> anyhow::Result<()> {
-        let Self { settings, stack, wanted, received, principals, standing, draining, .. } = self;
+        let Self { settings, stack, wanted, received, principals, ledger, standing, draining, .. } = self;
         let wake = Arc::new(Notify::new());
 
         let turns = Turns::new();
         turns.follow(cx, NAME);
         let (bus, stop) = (cx.bus.clone(), draining.clone());
-        let ledger = Ledger::at(&settings.state_dir.join("reported-drops"));
         // Before the reconciler may replace the table, and with it its counters.
         let looked = ledger.clone();
         tokio::task::spawn_blocking(move || looked.look()).await?;

@@ -23,6 +23,7 @@ use crate::engine::Inventory;
 use crate::floor::{self, Verdict};
 use crate::kernel::{KernelError, Standing};
 use crate::netns::NetnsError;
+use crate::nflog::Ledger;
 use crate::observed::{Container, Host, Observed, Ownership, SquidLog, Table};
 use crate::routes::RouteError;
 
@@ -136,15 +137,15 @@ pub struct Linux {
 }
 
 impl Linux {
-    /// The VM: where state is kept, who gets at the control sockets, which socket no container may have, and who is told
-    /// which port is whose.
+    /// The VM: where state is kept, who gets at the control sockets, which socket no container may have, who is told which
+    /// port is whose, and where the counters of a table go that is replaced.
     #[must_use]
-    pub fn new(state_dir: &Path, operator_uid: u32, engine_socket: &Path, ports: PortMap) -> Self {
+    pub fn new(state_dir: &Path, operator_uid: u32, engine_socket: &Path, ports: PortMap, ledger: Ledger) -> Self {
         Self {
             engine_socket: engine_socket.to_owned(),
             render_dir: state_dir.join("render"),
             sockets: Arc::new(sockets::Sockets::new(operator_uid)),
-            table: Arc::new(kernel_table::Keeper::new(ports)),
+            table: Arc::new(kernel_table::Keeper::new(ports, ledger)),
         }
     }
 

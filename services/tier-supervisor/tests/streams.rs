@@ -8,9 +8,10 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use async_nats::jetstream::stream::{Config, DiscardPolicy};
 use async_nats::jetstream::{self, consumer::PullConsumer};
 use futures::StreamExt;
-use tier_supervisor::provision::{self, EVENTS, INBOX};
+use tier_supervisor::provision::{self, EVENTS, INBOX, PERMITTED, UNDECODABLE};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -97,4 +98,64 @@ async fn made_once_kept_and_made_again_when_lost() {
     provision::ensure(&jetstream).await.unwrap();
     jetstream.publish("channel.received.tasks", "x".into()).await.unwrap().await.unwrap();
     let _: PullConsumer = jetstream.get_consumer_from_stream("bridge", INBOX).await.unwrap();
+}
+
+async fn next(messages: &mut jetstream::consumer::pull::Stream) -> jetstream::Message {
+    tokio::time::timeout(PATIENCE, messages.next()).await.unwrap().unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn what_may_leave_is_never_discarded_and_goes_only_when_the_auditor_has_it() {
+    let server = server().await;
+    let jetstream = jetstream::new(async_nats::connect(&server.url).await.unwrap());
+    // As an older version left it, with a decision in it that nobody has read.
+    let old = Config {
+        name: EVENTS.to_owned(),
+        subjects: vec!["egress.>".to_owned(), "tier.>".to_owned()],
+        deny_delete: true,
+        deny_purge: true,
+        ..Config::default()
+    };
+    jetstream.create_stream(old).await.unwrap();
+    let subjects = vec!["undecodable.*".to_owned()];
+    let old = Config { name: UNDECODABLE.to_owned(), subjects, discard: DiscardPolicy::New, ..Config::default() };
+    jetstream.create_stream(old).await.unwrap();
+    let publish = async |body: &'static str| {
+        jetstream.publish("egress.permitted.tasks", body.into()).await.unwrap().await.map(|ack| ack.stream)
+    };
+    assert_eq!(publish("old").await.unwrap(), EVENTS);
+    provision::ensure(&jetstream).await.unwrap();
+    provision::ensure(&jetstream).await.unwrap();
+    assert_eq!(publish("new").await.unwrap(), PERMITTED);
+    for (stream, body) in [(EVENTS, "old"), (PERMITTED, "new")] {
+        let consumer: PullConsumer = jetstream.get_consumer_from_stream("auditor", stream).await.unwrap();
+        let message = next(&mut consumer.messages().await.unwrap()).await;
+        assert_eq!(message.payload.as_ref(), body.as_bytes());
+        message.double_ack().await.unwrap();
+    }
+    let mut permitted = jetstream.get_stream(PERMITTED).await.unwrap();
+    assert_eq!(permitted.info().await.unwrap().state.messages, 0, "the auditor has it");
+
+    // Full, because the auditor does not read: what is new is refused. Smaller here, to be full soon.
+    let specified = permitted.info().await.unwrap().config.clone();
+    assert_eq!(specified.discard, DiscardPolicy::New);
+    jetstream.update_stream(Config { max_messages: 2, ..specified }).await.unwrap();
+    for body in ["one", "two"] {
+        publish(body).await.unwrap();
+    }
+    assert!(publish("three").await.is_err(), "it left without a record");
+    let consumer: PullConsumer = jetstream.get_consumer_from_stream("auditor", PERMITTED).await.unwrap();
+    let message = next(&mut consumer.messages().await.unwrap()).await;
+    assert_eq!(message.payload.as_ref(), b"one");
+    message.double_ack().await.unwrap();
+    publish("three").await.unwrap();
+
+    // Records and evidence cannot be thinned out over the bus.
+    jetstream.publish("undecodable.INBOX", "x".into()).await.unwrap().await.unwrap();
+    for stream in [PERMITTED, UNDECODABLE] {
+        let mut stream = jetstream.get_stream(stream).await.unwrap();
+        let before = stream.info().await.unwrap().state.clone();
+        assert!(stream.purge().await.is_err() && stream.delete_message(before.first_sequence).await.is_err());
+        assert_eq!(stream.info().await.unwrap().state.messages, before.messages);
+    }
 }

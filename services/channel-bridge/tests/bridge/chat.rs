@@ -49,14 +49,14 @@ async fn piped_lines_are_messages() {
     let (status, out, err) = run(&socket, &["tasks"], "say one two\n\nsay three\n").await;
     assert_eq!((status, err.as_str()), (Some(0), ""));
     let lines: Vec<&str> = out.lines().collect();
-    assert_eq!((lines.len(), lines[0], lines[2]), (4, "one two", "three"), "{out}");
+    assert_eq!((lines.len(), lines[0], lines[2]), (4, "| one two", "| three"), "{out}");
     let trace = stack.post.received.lock().unwrap()[0].traceparent.trace_id();
     assert_eq!(lines[1], format!("trace: {trace}  (deploy/trace.sh {trace})"));
     assert!(!out.contains('\u{1b}'));
     let (status, out, _) = run(&socket, &["tasks"], "drop\nsay x\n").await;
     assert_eq!(status, Some(1));
-    assert!(out.contains("half\nfailed: the connection to the agent broke in the middle of the turn\n"), "{out}");
-    assert!(out.contains("\nx\n"), "{out}");
+    assert!(out.contains("| half\nfailed: the connection to the agent broke in the middle of the turn\n"), "{out}");
+    assert!(out.contains("\n| x\n"), "{out}");
 }
 
 #[tokio::test]
@@ -65,7 +65,7 @@ async fn one_message_and_no_standard_input() {
     let socket = serve(&stack, dir.path());
     let (status, out, _) = run(&socket, &["--conversation", "k", "--once", "say x", "tasks"], "say y\n").await;
     assert_eq!(status, Some(0));
-    assert!(out.starts_with("x\ntrace: "), "{out}");
+    assert!(out.starts_with("| x\ntrace: "), "{out}");
     assert_eq!(stack.agent.texts(), ["say x"]);
     assert_eq!(stack.post.received.lock().unwrap()[0].conversation, "k");
     let (status, out, _) = run(&socket, &["--once", "say x", "nosuch"], "").await;
@@ -93,7 +93,7 @@ async fn a_question_is_answered_while_the_turn_waits() {
     };
     assert_eq!(
         seen[..],
-        ["  [shell: pending]", "The agent asks for permission:", "  | Approve shell?", "  | command: ls"]
+        ["| [shell: pending]", "The agent asks for permission:", "  | Approve shell?", "  | command: ls"]
     );
     input.write_all(format!("yes 9999\nyes {code}\n").as_bytes()).await.unwrap();
     drop(input);
@@ -107,8 +107,8 @@ async fn a_question_is_answered_while_the_turn_waits() {
         code == "9999" || rest.starts_with("failed: no open question of this conversation has that code"),
         "{rest}"
     );
-    assert!(rest.contains(&format!("[{code}: approved, this once]\nallow-once\ntrace: ")), "{rest}");
-    assert!(rest.contains("\nafter\ntrace: "), "{rest}");
+    assert!(rest.contains(&format!("[{code}: approved, this once]\n| allow-once\ntrace: ")), "{rest}");
+    assert!(rest.contains("\n| after\ntrace: "), "{rest}");
     assert_eq!(child.wait().await.unwrap().code(), Some(0));
     assert_eq!(stack.agent.texts(), ["ask ls", "say after"]);
 }
@@ -134,5 +134,5 @@ async fn an_interrupt_stops_the_answer() {
     let read = output.read(&mut piece).await.unwrap();
     shown.push_str(std::str::from_utf8(&piece[..read]).unwrap());
     assert_eq!(status.code(), Some(0), "{shown}");
-    assert!(shown.starts_with("hanging\nStopping; Ctrl-C again leaves.\n  [stopped]\ntrace: "), "{shown}");
+    assert!(shown.starts_with("| hanging\nStopping; Ctrl-C again leaves.\n  [stopped]\ntrace: "), "{shown}");
 }

@@ -39,7 +39,14 @@ async fn hosts_recorded(stage: &Stage) -> Vec<String> {
     let request = Request::new(ListRecordsRequest { limit: 1000, ..Default::default() });
     let mut records = stage.control.list_records(request).await.unwrap().into_inner().records;
     records.reverse();
-    records.into_iter().map(|record| record.host).collect()
+    // Not what the record says about itself.
+    records.into_iter().filter(|record| record.r#type != "audit.incomplete").map(|record| record.host).collect()
+}
+
+async fn incomplete(stage: &Stage) -> Vec<String> {
+    let request = ListRecordsRequest { limit: 1000, r#type: "audit.incomplete".to_owned(), ..Default::default() };
+    let records = stage.control.list_records(Request::new(request)).await.unwrap().into_inner().records;
+    records.into_iter().map(|record| record.reason).collect()
 }
 
 #[tokio::test]
@@ -116,7 +123,35 @@ async fn rotation_truncation_and_restarts_lose_nothing_and_repeat_nothing() {
     ];
     expected.sort_unstable();
     assert_eq!(hosts, expected);
+    assert_eq!(incomplete(&stage).await, ["squid-log-truncated"]);
     stage.stop().await;
+}
+
+#[tokio::test]
+async fn a_log_that_was_put_away_unread_is_on_record_once() {
+    let place = Place::new();
+    place.log(&[denied(1, "read.example")]);
+    let stage = place.start().await;
+    stage.denials("what was there before", |events| events.len() == 1).await;
+    stage.stop().await;
+    let checkpoint = place.path("store/squid-log.checkpoint.json");
+    let before = std::fs::read(&checkpoint).unwrap();
+    // More rotations than old ones are kept, while nobody reads.
+    place.log(&[denied(2, "never-read.example")]);
+    std::fs::remove_file(place.path("log/access.log")).unwrap();
+    place.log(&[denied(3, "later.example")]);
+    for _ in 0..2 {
+        let stage = place.start().await;
+        until("the later line", || {
+            let events = stage.published("egress.denied.");
+            if texts(&events, "host").contains(&"later.example") { Ok(()) } else { Err(format!("{events:?}")) }
+        })
+        .await;
+        assert_eq!(incomplete(&stage).await, ["squid-log-gone"]);
+        stage.kill().await;
+        // The checkpoint of before, as if the end had come before a new one was written.
+        std::fs::write(&checkpoint, &before).unwrap();
+    }
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use serde::Serialize;
 
-use super::{Bus, BusError, Connected, Outgoing, Undecodable, WANTS_ANSWER, header};
+use super::{ASKER_INBOX, Bus, BusError, Connected, Outgoing, Undecodable, WANTS_ANSWER, header};
 use crate::text::harmless_line;
 use backlog::Backlog;
 
@@ -54,9 +54,13 @@ impl<E> Received<E> {
     /// Answers the sender's inbox (core subscriptions only).
     ///
     /// # Errors
-    /// [`BusError::NoReply`] when the sender asked for no answer.
+    /// [`BusError::NoReply`] when the sender asked for no answer, [`BusError::ForeignReply`] when it wants it elsewhere than
+    /// in the inbox of the service that asks.
     pub async fn reply(&self, answer: &(impl Serialize + Sync)) -> Result<(), BusError> {
         let (client, subject) = self.reply.as_ref().ok_or(BusError::NoReply)?;
+        if !subject.starts_with(ASKER_INBOX) {
+            return Err(BusError::ForeignReply);
+        }
         let payload = serde_json::to_vec(answer).map_err(BusError::Encode)?;
         client.publish(subject.clone(), payload.into()).await.map_err(|error| BusError::Refused(error.to_string()))
     }

@@ -14,7 +14,7 @@ use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy};
 use tokio::time::Instant;
 
-use super::{Bus, Pace};
+use super::{ASKER_INBOX, Bus, Pace};
 
 /// How long a test waits for what must happen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -112,9 +112,10 @@ impl Live {
         eventually("nats-server is back", async || self.jetstream.query_account().await.is_ok()).await;
     }
 
-    /// A bus over it, in a hurry.
+    /// A bus over it, in a hurry, with the inbox of the service that asks.
     pub(crate) async fn bus(&self) -> Bus {
-        Bus::over("test", async_nats::connect(&self.address).await.unwrap(), PACE)
+        let options = async_nats::ConnectOptions::new().custom_inbox_prefix(ASKER_INBOX.trim_end_matches('.'));
+        Bus::over("test", options.connect(&self.address).await.unwrap(), PACE)
     }
 
     /// A stream that keeps everything.
@@ -172,6 +173,11 @@ impl Live {
             assert!(Instant::now() < end, "never delivered: {count} messages of {stream}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    /// Where it listens.
+    pub(crate) fn address(&self) -> &str {
+        &self.address
     }
 
     /// What there is below everything.

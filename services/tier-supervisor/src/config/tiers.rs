@@ -8,7 +8,7 @@ use super::allowlist::{Allowlist, HostPattern};
 use super::images::Images;
 use super::problem::{At, Problem, Problems, Report};
 use super::settings::Settings;
-use super::tier::{Tier, tier};
+use super::tier::{Server, Tier, tier};
 use super::tree::{self, Fields};
 use crate::files::{self, FileError};
 use crate::tokens::SQUID_MODELS_USER;
@@ -189,6 +189,25 @@ fn walk(
     for node in nodes {
         unique(node, &mut ports, &mut remarked, report);
         if let Some(tier) = tier(node, default_image, base, world, sources, report) {
+            for server in &tier.servers {
+                let name = container(&tier, server);
+                // A tier twice is reported as such.
+                let owner = tiers.iter().filter(|other| other.name != tier.name).find_map(|other| {
+                    let server = other.servers.iter().find(|server| container(other, server) == name)?;
+                    Some((&other.name, &server.name))
+                });
+                if let Some((owner, theirs)) = owner {
+                    report.problem(
+                        node.at,
+                        format!(
+                            "the container of tier {} and MCP server {} would be called {name}, as that of tier {owner} and \
+                             server {theirs}",
+                            tier.name, server.name
+                        ),
+                        "rename one of the tiers, or one of the servers in its catalogue",
+                    );
+                }
+            }
             tiers.push(tier);
         }
     }
@@ -196,6 +215,11 @@ fn walk(
     dedup(report.remarks);
     dedup(report.problems);
     Some(tiers)
+}
+
+/// As `desired` calls it: two pairs of names can make the same one, because both may hold hyphens.
+fn container(tier: &Tier, server: &Server) -> String {
+    format!("mcp-{}-{}", tier.name, server.name)
 }
 
 /// What must be unique across tiers. Looked up in the tree rather than in checked tiers, so that a tier with another

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
+use super::NOBODYS;
 use crate::desired::{Desired, Flow, Ipv4Cidr, NetworkKind, NetworkSpec, Peer, Protocol};
 use crate::netns::NOBODY;
 
@@ -56,6 +57,10 @@ pub(super) struct Sets {
     pub(super) same: Elements,
     pub(super) subnets: Elements,
     pub(super) ports: Elements,
+    /// Containers that have ports here, by name.
+    pub(super) containers: Elements,
+    /// Ports and the names of their containers.
+    pub(super) owners: Elements,
     pub(super) pins: Elements,
     pub(super) macs: Elements,
     pub(super) neighbours: Elements,
@@ -80,6 +85,7 @@ struct Known<'a> {
     address: Ipv4Addr,
     mac: String,
     ifname: &'a str,
+    container: &'a str,
 }
 
 impl Sets {
@@ -100,6 +106,10 @@ impl Sets {
             sets.ports.insert(quoted(port.ifname));
             sets.pins.insert(format!("{} . {} . {}", quoted(port.ifname), port.mac, port.address));
             sets.macs.insert(port.mac.clone());
+            if is_object_name(port.container) {
+                sets.containers.insert(port.container.to_owned());
+                sets.owners.insert(format!("{} : {}", quoted(port.ifname), quoted(port.container)));
+            }
         }
         for flow in &desired.flows {
             if let Some(network) = desired.network(&flow.network) {
@@ -197,7 +207,8 @@ fn known<'a>(desired: &Desired, ports: &'a [ContainerPort]) -> Ports<'a> {
         .filter(|port| desired.network(&port.network).is_some())
         .filter(|port| is_interface_name(&port.ifname) && locally_possible(&port.mac) && alone(port))
         .map(|port| {
-            let known = Known { address: port.address, mac: mac(port.mac), ifname: &port.ifname };
+            let (ifname, container) = (port.ifname.as_str(), port.container.as_str());
+            let known = Known { address: port.address, mac: mac(port.mac), ifname, container };
             ((port.network.as_str(), port.address), known)
         })
         .collect()
@@ -221,6 +232,12 @@ fn is_interface_name(name: &str) -> bool {
     // The kernel takes neither dot alone, and a path of /proc must not be led by them.
     let fits = (1..=15).contains(&name.len()) && name != "." && name != "..";
     fits && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+}
+
+/// What nft takes as the name of an object. A container that is called otherwise is limited and counted with nobody's.
+fn is_object_name(name: &str) -> bool {
+    let fits = name.len() <= 128 && name != NOBODYS && name.starts_with(|first: char| first.is_ascii_lowercase());
+    fits && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_'))
 }
 
 fn quoted(name: &str) -> String {

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 
 use super::sets::{ContainerPort, Sets};
-use super::{DRILL_INTERFACE, GATES_UID, NFLOG_GROUP, Ruleset, TABLE};
+use super::{DRILL_INTERFACE, GATES_UID, NFLOG_GROUP, NOBODYS, Ruleset, TABLE};
 use crate::desired::Desired;
 
 const BRIDGE_CHAINS: &str = include_str!("bridge.nft");
@@ -17,6 +17,13 @@ const EXIT_INTERFACE: &str = "#exit-interface";
 /// Where the user of the gates goes.
 const GATES: &str = "#gates";
 
+/// Where a frame goes that dies and is reported: the chain `denied_flow` says `as:flow`.
+const DENIED: &str = "goto denied_";
+/// So many frames of one container are reported, and in a burst so many more. Beyond it they are counted only: what
+/// everybody sends at a time then fits into the buffer from which the reports are read, so that no container can make
+/// the kernel lose another's.
+const REPORTED: &str = "rate 100/second burst 256 packets";
+
 /// The table that carries the desired state's flows between these ports, and nothing else.
 #[must_use]
 pub fn ruleset(desired: &Desired, ports: &[ContainerPort]) -> Ruleset {
@@ -26,7 +33,7 @@ pub fn ruleset(desired: &Desired, ports: &[ContainerPort]) -> Ruleset {
         script.push_str(&absent(family));
     }
 
-    let mut bridge = Table::new("bridge");
+    let mut bridge = Table::new("bridge", &sets);
     bridge.set("ports", "ifname", &sets.ports);
     bridge.intervals("subnets", &sets.subnets);
     bridge.set("pins", "ifname . ether_addr . ipv4_addr", &sets.pins);
@@ -46,7 +53,7 @@ pub fn ruleset(desired: &Desired, ports: &[ContainerPort]) -> Ruleset {
     bridge.intervals("private", &sets.private);
     script.push_str(&bridge.with_chains(BRIDGE_CHAINS));
 
-    let mut inet = Table::new("inet");
+    let mut inet = Table::new("inet", &sets);
     inet.set("bridges", "ifname", &sets.bridges);
     inet.set("ports", "ifname", &sets.ports);
     inet.intervals("subnets", &sets.subnets);
@@ -58,15 +65,13 @@ pub fn ruleset(desired: &Desired, ports: &[ContainerPort]) -> Ruleset {
     inet.intervals("private", &sets.private);
     // If the drill's veth goes, its routes go with it; without this rule a drill would then speak to the real internet.
     let pinned = match desired.drill_table {
-        Some(_) => format!(
-            "oifname != \"{DRILL_INTERFACE}\" counter log prefix \"as:forward\" group {NFLOG_GROUP} snaplen 256 drop"
-        ),
+        Some(_) => format!("oifname != \"{DRILL_INTERFACE}\" {DENIED}forward"),
         None => String::new(),
     };
     let chains = INET_CHAINS.replace(EXIT_INTERFACE, &pinned).replace(GATES, &GATES_UID.to_string());
     script.push_str(&inet.with_chains(&chains));
 
-    let mut arp = Table::new("arp");
+    let mut arp = Table::new("arp", &sets);
     arp.set("bridges", "ifname", &sets.bridges);
     arp.set("ports", "ifname", &sets.ports);
     arp.intervals("subnets", &sets.subnets);
@@ -84,20 +89,27 @@ struct Table {
 }
 
 impl Table {
-    fn new(family: &str) -> Self {
-        Self { text: format!("table {family} {TABLE} {{\n") }
+    /// With what each container is granted of reports, and a counter of what it was not granted.
+    fn new(family: &str, sets: &Sets) -> Self {
+        let mut table = Self { text: format!("table {family} {TABLE} {{\n\tcounter {NOBODYS} {{ }}\n") };
+        for container in &sets.containers {
+            table.text.push_str(&format!("\tlimit {container} {{ {REPORTED} }}\n\tcounter {container} {{ }}\n"));
+        }
+        table.collection("map", "granted", "ifname : limit", "", &sets.owners);
+        table.collection("map", "unreported", "ifname : counter", "", &sets.owners);
+        table
     }
 
     fn set(&mut self, name: &str, kind: &str, elements: &BTreeSet<String>) {
-        self.write(name, kind, "", elements);
+        self.collection("set", name, kind, "", elements);
     }
 
     fn intervals(&mut self, name: &str, elements: &BTreeSet<String>) {
-        self.write(name, "ipv4_addr", "\t\tflags interval\n", elements);
+        self.collection("set", name, "ipv4_addr", "\t\tflags interval\n", elements);
     }
 
-    fn write(&mut self, name: &str, kind: &str, flags: &str, elements: &BTreeSet<String>) {
-        let mut text = format!("\tset {name} {{\n\t\ttype {kind}\n{flags}");
+    fn collection(&mut self, what: &str, name: &str, kind: &str, flags: &str, elements: &BTreeSet<String>) {
+        let mut text = format!("\t{what} {name} {{\n\t\ttype {kind}\n{flags}");
         if !elements.is_empty() {
             text.push_str("\t\telements = {\n");
             for element in elements {
@@ -109,8 +121,19 @@ impl Table {
         self.text.push_str(&text);
     }
 
+    /// With these chains, and those to which they send what dies.
     fn with_chains(mut self, chains: &str) -> String {
         self.text.push_str(chains);
+        let causes: BTreeSet<&str> =
+            chains.split(DENIED).skip(1).filter_map(|after| after.split_ascii_whitespace().next()).collect();
+        for cause in causes {
+            let report = format!("counter log prefix \"as:{cause}\" group {NFLOG_GROUP} snaplen 256 drop");
+            // A port that has no owner, or a bridge, breaks off the rules with a map: what is left is shared by all such.
+            self.text.push_str(&format!(
+                "\tchain denied_{cause} {{\n\t\tlimit name iifname map @granted {report}\n\t\tcounter name iifname map \
+                 @unreported drop\n\t\tlimit {REPORTED} {report}\n\t\tcounter name \"{NOBODYS}\" drop\n\t}}\n"
+            ));
+        }
         self.text.push_str("}\n");
         self.text
     }
@@ -136,6 +159,10 @@ mod tests {
         assert!(logs.clone().count() > 10);
         for line in logs {
             assert!(line.contains(&format!(" group {NFLOG_GROUP} ")), "{line}");
+            assert!(
+                line.trim().starts_with("limit ") || line.contains("\"as:mark\""),
+                "reported without a limit: {line}"
+            );
         }
     }
 }

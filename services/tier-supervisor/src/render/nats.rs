@@ -11,6 +11,9 @@ use assistant_proto::config::NATS_PORT;
 use crate::desired::DesiredError;
 use crate::desired::containers::{DATA, ETC, Parts};
 
+/// Where the server says how it is, on its own loopback.
+pub(crate) const NATS_MONITOR_PORT: u16 = 8222;
+
 /// A user and its subjects, without its inbox.
 struct User {
     name: &'static str,
@@ -18,8 +21,9 @@ struct User {
     subscribe: &'static [&'static str],
     /// Stream and durable consumer from which it reads.
     consumers: &'static [(&'static str, &'static str)],
-    /// Whether it answers requests by publishing to the asker's inbox.
-    answers: bool,
+    /// Users whose questions it answers, by publishing to their inboxes. Not `allow_responses`: that would let it publish to
+    /// whatever subject the asker names as its inbox.
+    answers: &'static [&'static str],
 }
 
 const USERS: [User; 3] = [
@@ -35,14 +39,14 @@ const USERS: [User; 3] = [
         ],
         subscribe: &["turn.started.*", "turn.ended.*"],
         consumers: &[],
-        answers: true,
+        answers: &["channel-bridge"],
     },
     User {
         name: "egress-auditor",
         publish: &["egress.denied.*", "egress.allowed.*"],
         subscribe: &["turn.started.*", "turn.ended.*"],
-        consumers: &[("EVENTS", "auditor")],
-        answers: true,
+        consumers: &[("EVENTS", "auditor"), ("PERMITTED", "auditor")],
+        answers: &["channel-bridge"],
     },
     User {
         name: "channel-bridge",
@@ -59,7 +63,7 @@ const USERS: [User; 3] = [
         ],
         subscribe: &[],
         consumers: &[("INBOX", "bridge"), ("OUTBOX", "bridge")],
-        answers: false,
+        answers: &[],
     },
 ];
 
@@ -77,6 +81,9 @@ const OPERATOR: [&str; 10] = [
     "channel.sent.>",
 ];
 
+/// Every user's inbox begins so, then comes its name.
+const INBOX_PREFIX: &str = "_INBOX_";
+
 /// A subject on which nothing is ever said: an empty allow-list would mean "everything".
 const NOTHING: &str = "nothing";
 
@@ -86,7 +93,7 @@ pub(crate) fn nats_conf(parts: &Parts<'_>, address: Ipv4Addr) -> Result<String, 
         parts.material.tokens.nkey(user).map(|nkey| nkey.public.as_str()).ok_or(missing)
     };
     let mut users = String::new();
-    write_user(&mut users, public("tier-supervisor")?, &list([">"]), &list([">"]), false, &[]);
+    write_user(&mut users, public("tier-supervisor")?, &list([">"]), &list([">"]), &[]);
     for user in &USERS {
         let mut publish: Vec<String> = user.publish.iter().map(|subject| (*subject).to_owned()).collect();
         for (stream, durable) in user.consumers {
@@ -99,20 +106,20 @@ pub(crate) fn nats_conf(parts: &Parts<'_>, address: Ipv4Addr) -> Result<String, 
                 format!("$JS.ACK.*.*.{stream}.{durable}.>"),
             ]);
         }
-        let inbox = format!("_INBOX_{}.>", user.name);
+        publish.extend(user.answers.iter().copied().map(inbox));
         let subscribe: Vec<String> =
-            user.subscribe.iter().map(|subject| (*subject).to_owned()).chain([inbox]).collect();
-        write_user(&mut users, public(user.name)?, &list(&publish), &list(&subscribe), user.answers, &[]);
+            user.subscribe.iter().map(|subject| (*subject).to_owned()).chain([inbox(user.name)]).collect();
+        write_user(&mut users, public(user.name)?, &list(&publish), &list(&subscribe), &[]);
     }
     let hears: Vec<&str> = OPERATOR.into_iter().chain(["_INBOX_operator.>"]).collect();
-    write_user(&mut users, public("operator")?, &list([NOTHING]), &list(&hears), false, &[">"]);
+    write_user(&mut users, public("operator")?, &list([NOTHING]), &list(&hears), &[">"]);
     let mode = parts.settings.mode.as_str();
     Ok(format!(
         r#"# Written by tier-supervisor; changes are overwritten.
 server_name: "assistant-{mode}"
 listen: "{address}:{NATS_PORT}"
-# Inside this container only: what the floor check asks for sync_always.
-http: "127.0.0.1:8222"
+# Inside this container only: where it is asked whether JetStream works.
+http: "127.0.0.1:{NATS_MONITOR_PORT}"
 max_connections: 128
 max_payload: 1MB
 max_pending: 64MB
@@ -148,14 +155,18 @@ accounts {{
     ))
 }
 
-fn write_user(out: &mut String, nkey: &str, publish: &str, subscribe: &str, answers: bool, deny: &[&str]) {
-    let answers = if answers { "\n        allow_responses: { max: 1, expires: \"1m\" }" } else { "" };
+/// Where a user's answers arrive.
+fn inbox(user: &str) -> String {
+    format!("{INBOX_PREFIX}{user}.>")
+}
+
+fn write_user(out: &mut String, nkey: &str, publish: &str, subscribe: &str, deny: &[&str]) {
     let deny = if deny.is_empty() { String::new() } else { format!(", deny: {}", list(deny)) };
     // Writing to a String does not fail.
     let written = write!(
         out,
         "      {{ nkey: {nkey}, permissions: {{\n        publish: {{ allow: {publish}{deny} }}\n        subscribe: {{ allow: \
-         {subscribe} }}{answers}\n      }} }}\n"
+         {subscribe} }}\n      }} }}\n"
     );
     debug_assert!(written.is_ok());
 }

@@ -13,7 +13,7 @@ use super::VmError;
 use crate::desired::{ContainerSpec, Desired};
 use crate::kernel::{self, ContainerPort, Ruleset, Standing};
 use crate::netns::{self, Port};
-use crate::nflog::Principals;
+use crate::nflog::{Ledger, Principals};
 use crate::observed::{Container, Table};
 use crate::plan::is_current;
 use crate::routes;
@@ -28,14 +28,15 @@ type Run = (String, u32, Vec<String>);
 #[derive(Debug)]
 pub(super) struct Keeper {
     map: PortMap,
+    ledger: Ledger,
     told: Mutex<Option<(Vec<ContainerPort>, u64)>>,
     seen: Mutex<BTreeMap<Run, Vec<Port>>>,
     standing: Arc<Standing>,
 }
 
 impl Keeper {
-    pub(super) fn new(map: PortMap) -> Self {
-        Self { map, told: Mutex::default(), seen: Mutex::default(), standing: Arc::default() }
+    pub(super) fn new(map: PortMap, ledger: Ledger) -> Self {
+        Self { map, ledger, told: Mutex::default(), seen: Mutex::default(), standing: Arc::default() }
     }
 
     /// The table as it should stand.
@@ -67,6 +68,8 @@ impl Keeper {
     /// Loads the table for what is running and reads it back.
     pub(super) fn load(&self, desired: &Desired, containers: &[Container]) -> Result<(), VmError> {
         let ports = self.ports(desired, containers);
+        // Its counters go with the table.
+        self.ledger.look();
         self.standing.load(&kernel::ruleset(desired, &ports))?;
         Ok(())
     }

@@ -12,7 +12,8 @@ use crate::observed::SquidLog;
 const FULL_BYTES: u64 = 256 << 20;
 /// The log, as squid.conf names it.
 const NAME: &str = "access.log";
-/// Those put aside, the newest first; the auditor reads them by these names. The last is lost when another one comes.
+/// Those put aside, the newest first; the auditor reads them by these names. The last is lost when another one comes,
+/// read or not: a log that waits for a reader who never comes would fill the disk. The auditor records what it missed.
 const OLD: [&str; 2] = ["access.log.0", "access.log.1"];
 
 /// Why it was not put aside.

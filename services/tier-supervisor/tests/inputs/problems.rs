@@ -239,6 +239,33 @@ fn wrong_mcp_folders() {
     assert_eq!(problems.len(), 8, "nothing is blamed on tiers.yaml: {problems:#?}");
 }
 
+#[test]
+fn two_tiers_never_share_the_name_of_a_container() {
+    let problems = |servers: [&str; 2]| {
+        let stack = Stack::with_tiers(
+            "tiers:
+  - {name: a, port: 3001, mcp: true, tools: []}
+  - {name: a-b, port: 3002, mcp: true, tools: []}
+",
+        );
+        std::fs::remove_file(stack.dir.path().join("mcp")).unwrap();
+        for (tier, server) in ["a", "a-b"].into_iter().zip(servers) {
+            let folder = stack.dir.path().join("mcp").join(tier);
+            let entry = format!("{server}: {{image: \"zeroclaw/amazing-marvin-mcp:local\", type: server}}");
+            write(&folder.join("catalogs/catalog.yaml"), &format!("registry:\n  {entry}\n"), 0o644);
+            write(&folder.join("registry.yaml"), &format!("registry:\n  {server}: {{}}\n"), 0o644);
+            write(&folder.join("config.yaml"), "{}\n", 0o644);
+            write(&folder.join("secrets.env"), "\n", 0o644);
+        }
+        stack.problems()
+    };
+    assert_eq!(problems(["b-d", "c"]), Vec::<String>::new());
+    let found = problems(["b-c", "c"]);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert!(found[0].starts_with("tiers.yaml:3:5: ") && found[0].contains("mcp-a-b-c"), "{found:#?}");
+    assert!(found[0].contains("tier a and server b-c; rename one"), "{found:#?}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     /// Whatever is cut out of, or put into, a good file: an answer, never a panic, and never a secret.

@@ -342,23 +342,28 @@ async fn nats_keeps_each_service_to_its_subjects() {
     for (user, may, may_not) in [
         (
             "secret-broker",
-            &["egress.denied.tasks", "secret.injected.tasks", "tool.called.tasks"][..],
+            // The bridge asks whether a turn is known; nobody else is answered.
+            &["egress.denied.tasks", "secret.injected.tasks", "tool.called.tasks", "_INBOX_channel-bridge.x"][..],
             &[
                 "turn.started.tasks",
                 "channel.replied.tasks",
                 "approval.decided.tasks",
                 "floor.checked.stack",
                 "$JS.API.STREAM.DELETE.EVENTS",
-                "_INBOX_channel-bridge.x",
+                "_INBOX_tier-supervisor.x",
+                "_INBOX_egress-auditor.x",
             ][..],
         ),
         (
             "egress-auditor",
-            &["egress.denied.tasks", "$JS.ACK.EVENTS.auditor.1.1.1.1.0"],
+            &["egress.denied.tasks", "$JS.ACK.EVENTS.auditor.1.1.1.1.0", "$JS.ACK.PERMITTED.auditor.1.1.1.1.0"],
             &[
                 "secret.injected.tasks",
                 "turn.ended.tasks",
+                "egress.permitted.tasks",
+                "_INBOX_secret-broker.x",
                 "$JS.API.STREAM.DELETE.EVENTS",
+                "$JS.API.STREAM.PURGE.PERMITTED",
                 "$JS.API.CONSUMER.MSG.NEXT.INBOX.bridge",
                 "$JS.ACK.INBOX.bridge.1.1.1.1.0",
             ],
@@ -410,9 +415,9 @@ async fn nats_keeps_each_service_to_its_subjects() {
     assert!(futures::poll!(inboxes.next()).is_pending() || inboxes.next().await.is_none());
     assert!(futures::poll!(conversations.next()).is_pending() || conversations.next().await.is_none());
 
-    // An acknowledger may answer once, to the inbox of the one who asked.
+    // An acknowledger answers the one who asks, and publishes nowhere else because a message asks it to.
     let bridge = server.connect(&inputs, "channel-bridge").await;
-    let broker = server.connect(&inputs, "secret-broker").await;
+    let (broker, mut violations) = server.connect_and_watch(&inputs, "secret-broker").await;
     let mut turns = broker.subscribe("turn.started.*").await.unwrap();
     in_effect(&supervisor, "turn.started.tasks", &mut turns).await;
     let asked = tokio::time::timeout(Duration::from_secs(10), bridge.request("turn.started.tasks", "x".into()));
@@ -421,12 +426,17 @@ async fn nats_keeps_each_service_to_its_subjects() {
         broker.publish(message.reply.unwrap(), "known".into()).await.unwrap();
     });
     assert_eq!(answer.unwrap().unwrap().payload.as_ref(), b"known");
+    bridge.publish_with_reply("turn.started.tasks", "tier.changed.tasks", "x".into()).await.unwrap();
+    let message = heard_next(&mut turns).await;
+    broker.publish(message.reply.unwrap(), "forged".into()).await.unwrap();
+    let refused = tokio::time::timeout(Duration::from_secs(10), violations.recv()).await;
+    assert!(refused.is_ok(), "a bridge made the broker speak for the supervisor");
 
     // JetStream is there, durable, and a consumer's reader can read.
     let jetstream = async_nats::jetstream::new(supervisor.clone());
     let stream = async_nats::jetstream::stream::Config {
         name: "EVENTS".to_owned(),
-        subjects: vec!["egress.>".to_owned()],
+        subjects: vec!["egress.denied.>".to_owned()],
         ..Default::default()
     };
     let stream = jetstream.create_stream(stream).await.unwrap();

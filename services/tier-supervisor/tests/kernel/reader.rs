@@ -23,6 +23,7 @@ fn is_group_held() -> bool {
 /// Runs the reader of drops in the VM's namespace as long as it lives.
 pub(crate) struct Reader {
     pub(crate) bus: Bus,
+    pub(crate) ledger: Ledger,
     stop: CancellationToken,
     thread: Option<std::thread::JoinHandle<()>>,
     seen: usize,
@@ -31,7 +32,7 @@ pub(crate) struct Reader {
 impl Reader {
     /// As if one had listened until now.
     pub(crate) fn start(world: &World) -> Self {
-        let counted = world.in_vm(kernel::reported_drops).unwrap().unwrap_or_default();
+        let counted = world.in_vm(kernel::drops).unwrap().unwrap_or_default().total();
         std::fs::write(world.ledger(), counted.to_string()).unwrap();
         Self::resume(world)
     }
@@ -45,7 +46,7 @@ impl Reader {
         let ports = world.ports();
         let principals = world.in_vm(|| Arc::new(Principals::of_this_vm(&desired(), &ports)));
         let (ready, is_ready) = std::sync::mpsc::channel();
-        let (reader_bus, reader_stop) = (bus.clone(), stop.clone());
+        let (reader_bus, reader_stop, kept) = (bus.clone(), stop.clone(), ledger.clone());
         // The thread inherits the namespace of the one that starts it.
         let thread = world.in_vm(move || {
             std::thread::spawn(move || {
@@ -60,7 +61,7 @@ impl Reader {
         });
         is_ready.recv().unwrap();
         world.in_vm(|| wait_for("the NFLOG group", is_group_held));
-        Self { bus, stop, thread: Some(thread), seen: 0 }
+        Self { bus, ledger: kept, stop, thread: Some(thread), seen: 0 }
     }
 
     /// The next event, which must come within a second of now.

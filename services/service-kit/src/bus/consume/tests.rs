@@ -151,6 +151,48 @@ async fn batches_take_what_waits_in_order_and_are_repeated_as_a_whole() {
 }
 
 #[tokio::test]
+async fn an_answer_goes_to_the_inbox_of_the_one_who_asks_and_nowhere_else() {
+    let server = Live::start().await;
+    let (bus, tasks) = (server.bus().await, Tasks::default());
+    let client = async_nats::connect(server.address()).await.unwrap();
+    let mut forged = client.subscribe("approval.decided.*").await.unwrap();
+    let mut inbox = client.subscribe("_INBOX_channel-bridge.x").await.unwrap();
+    let (listener, outcomes) = (bus.clone(), Arc::new(Mutex::new(Vec::new())));
+    let seen = Arc::clone(&outcomes);
+    tasks.spawn("listener", OnEnd::Expected, async move {
+        let handler = |received: Received<FloorChecked>| {
+            let seen = Arc::clone(&seen);
+            async move {
+                let outcome = received.reply(&serde_json::json!({})).await.map_err(|error| error.to_string());
+                seen.lock().unwrap().push((received.id, outcome.is_ok()));
+            }
+        };
+        listener.subscribe(handler).await
+    });
+    let ask = async |id: &str, answer_to: &'static str| {
+        let mut headers = HeaderMap::new();
+        headers.insert(WANTS_ANSWER, "yes");
+        headers.insert("ce-id", id);
+        let body = serde_json::to_vec(&checked()).unwrap();
+        client.publish_with_reply_and_headers("floor.checked.stack", answer_to, headers, body.into()).await.unwrap();
+    };
+    eventually("somebody listens", async || {
+        ask("probe", "approval.decided.tasks").await;
+        !outcomes.lock().unwrap().is_empty()
+    })
+    .await;
+    ask("other", "_INBOX_channel-bridges.x").await;
+    ask("right", "_INBOX_channel-bridge.x").await;
+    let answer = tokio::time::timeout(PATIENCE, inbox.next()).await.unwrap().unwrap();
+    assert_eq!(answer.payload.as_ref(), b"{}");
+    // It is answered last, on the same connection: what had been answered before would be here.
+    assert!(futures::poll!(forged.next()).is_pending(), "an answer went where no answer goes");
+    assert!(outcomes.lock().unwrap().iter().all(|(id, answered)| *answered == (id == "right")));
+    bus.close();
+    tasks.finished().await;
+}
+
+#[tokio::test]
 async fn the_extent_of_a_stream() {
     let server = Live::start().await;
     server.stream("EVENTS", "floor.>").await;

@@ -1,6 +1,6 @@
 //! Third-party parts that belong to no tier: NATS, Jaeger, the collector, Squid.
 
-use assistant_proto::config::{JAEGER_PORT, NATS_PORT, OTLP_PORT};
+use assistant_proto::config::{JAEGER_PORT, OTLP_PORT};
 
 use super::super::{ASSISTANT_GID, ContainerSpec, DesiredError, Ready, Role, SQUID_LOG_DIR, VolumeSpec};
 use super::{DATA, ETC, Parts, limits, plain};
@@ -21,7 +21,9 @@ pub(super) fn nats(parts: &Parts<'_>) -> Made {
     spec.entrypoint = Some(vec!["/usr/local/bin/nats-server".to_owned()]);
     spec.command = vec!["-c".to_owned(), format!("{ETC}/nats.conf")];
     spec.env = vec![plain("GOMEMLIMIT", "400MiB")];
-    spec.ready = Ready::TcpFromVm { address, port: NATS_PORT };
+    // A server whose disk was full takes connections and stores nothing until it is started anew. (2.15 says so here; the
+    // question whether JetStream is enabled it answers with yes.)
+    spec.ready = Ready::HttpInNetns { port: render::NATS_MONITOR_PORT, path: "/healthz".to_owned() };
     parts.public(&mut spec, "nats.conf", render::nats_conf(parts, address)?);
     parts.public(&mut spec, "server.pem", parts.material.pki.nats.certificate.clone());
     parts.private(&mut spec, "server.key", parts.material.pki.nats.key.expose().to_owned());
