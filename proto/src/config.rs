@@ -30,6 +30,14 @@ pub const SQUID_PORT: u16 = 3128;
 pub const NATS_PORT: u16 = 4222;
 /// OTLP over gRPC on `telemetry`.
 pub const OTLP_PORT: u16 = 4317;
+/// LiteLLM's port on `models`.
+pub const LITELLM_PORT: u16 = 4000;
+/// Prometheus on `telemetry`.
+pub const PROMETHEUS_PORT: u16 = 9090;
+/// The collector's metrics for Prometheus, on `telemetry`.
+pub const METRICS_PORT: u16 = 8889;
+/// Grafana on `telemetry`.
+pub const GRAFANA_PORT: u16 = 3000;
 /// Jaeger's query API on `telemetry`.
 pub const JAEGER_PORT: u16 = 16686;
 
@@ -86,7 +94,7 @@ pub struct Bus {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Telemetry {
-    /// `http://<address>:4317`, or none: then spans are dropped.
+    /// `http://<address>:4317`, or none: then spans and metrics are dropped.
     pub otlp_endpoint: Option<String>,
     /// `tracing` filter for the JSON log on standard error, for example `info`.
     pub log_filter: String,
@@ -116,6 +124,27 @@ pub enum PrincipalKind {
     McpServer(ServerName),
 }
 
+/// Whether prompts may leave only through an attested route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Confidentiality {
+    /// Only through a TEE proxy that verified its upstream.
+    Required,
+    /// Any model the owner configured.
+    None,
+}
+
+impl Confidentiality {
+    /// `required` or `none`, as in tiers.yaml.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Required => "required",
+            Self::None => "none",
+        }
+    }
+}
+
 /// A rule of a tier, in the order of tiers.yaml. First match decides; no match denies.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -132,6 +161,8 @@ pub struct Rule {
     pub methods: Vec<String>,
     /// Path patterns by segment: literal, `*` one segment, `**` any number, only last. Empty means every path.
     pub paths: Vec<String>,
+    /// Whether only reading is allowed: GET and HEAD, no body, and only headers of a closed list. Never with `inject`.
+    pub read_only: bool,
     /// What to put in, where the rule injects.
     pub inject: Option<Inject>,
 }
@@ -181,22 +212,22 @@ pub struct BrokerConfig {
     pub secrets_dir: PathBuf,
     /// PEM files of roots for upstream TLS. Live: beside the system's store. Drill: instead of it.
     pub upstream_roots: Vec<PathBuf>,
-    /// Where model calls go.
-    pub model: ModelRoute,
+    /// Where model calls go, at most one route per class of confidentiality. A tier whose class has no route has no model.
+    pub models: Vec<ModelRoute>,
 }
 
-/// The upstream of the model ingress. Until LiteLLM takes its place: an OpenAI-compatible endpoint behind Squid.
+/// The upstream of the model ingress for one class of tiers: a LiteLLM of its own on `models`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelRoute {
-    /// `https://host[:port]/v1`, without a final slash.
-    pub base_url: String,
-    /// Secret that is sent as bearer token; none for an endpoint without a key.
-    pub key: Option<SecretName>,
-    /// Squid user for this route.
-    pub squid_user: String,
-    /// Name the tiers use -> name upstream.
-    pub models: BTreeMap<String, String>,
+    /// Which tiers it serves.
+    pub confidential: Confidentiality,
+    /// LiteLLM on `models`; plain HTTP, on a network that carries nothing else.
+    pub litellm: SocketAddrV4,
+    /// File with LiteLLM's master key, sent as bearer token.
+    pub key_file: PathBuf,
+    /// Names the tiers may use; LiteLLM knows the same ones.
+    pub models: Vec<String>,
 }
 
 /// A tier as the broker sees it.
@@ -207,6 +238,8 @@ pub struct BrokerTier {
     pub name: TierName,
     /// Whether requests outside a turn are allowed.
     pub background: bool,
+    /// Which model route it has.
+    pub confidential: Confidentiality,
     /// The broker's address on `tier-<t>`: proxy, models and mcp listen here.
     pub tier_address: Ipv4Addr,
     /// The broker's address on `tools-<t>`, where there is one: only the proxy listens here.
@@ -229,8 +262,18 @@ pub struct McpServer {
     pub address: SocketAddrV4,
     /// File with the bearer token the wrapper asks for.
     pub token_file: PathBuf,
-    /// Tools that may be listed and called; empty means none.
-    pub tools: Vec<String>,
+    /// Tools that may be listed and called.
+    pub tools: ToolRule,
+}
+
+/// Which tools of an MCP server may be listed and called.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum ToolRule {
+    /// Every tool the server has: tiers.yaml does not say, and the agent asks for what it may not run unasked.
+    All,
+    /// These and no others.
+    Only(Vec<String>),
 }
 
 /// egress-auditor's configuration.
@@ -281,6 +324,40 @@ pub struct BridgeConfig {
     pub acknowledgers: Vec<String>,
     /// How long a person has to answer an approval, in seconds.
     pub approval_timeout_secs: u32,
+    /// The way out for messengers; none where no channel needs one.
+    pub egress: Option<ChannelEgress>,
+    /// Telegram bots.
+    pub telegram: Vec<TelegramBot>,
+}
+
+/// How channels reach their messengers.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChannelEgress {
+    /// Squid on `transit`.
+    pub squid: SocketAddrV4,
+    /// The channels' own Squid user.
+    pub squid_user: String,
+    /// File with its password, 0400.
+    pub squid_password_file: PathBuf,
+    /// PEM files of roots for TLS. Live: beside the system's store. Drill: instead of it.
+    pub upstream_roots: Vec<PathBuf>,
+}
+
+/// A Telegram bot.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TelegramBot {
+    /// Its name in tiers.yaml; `telegram` for the one from `.env`.
+    pub name: String,
+    /// `https://api.telegram.org`, without a final slash.
+    pub api_url: String,
+    /// File with the bot's token, 0400.
+    pub token_file: PathBuf,
+    /// Numeric ids of the people it answers; everyone else gets silence.
+    pub allowed_user_ids: Vec<i64>,
+    /// Tiers that can be talked to through it, in the order of tiers.yaml; the first is where a new chat begins.
+    pub tiers: Vec<TierName>,
 }
 
 /// A tier as the bridge sees it.
@@ -293,4 +370,6 @@ pub struct BridgeTier {
     pub gateway: SocketAddrV4,
     /// File with the bearer token of the gateway, 0600.
     pub gateway_token_file: PathBuf,
+    /// Hosts the tier may reach, as patterns of [`Rule::hosts`]: links to any other host are made inert in its replies.
+    pub reachable: Vec<String>,
 }

@@ -6,11 +6,13 @@
 //! `service_kit::text`.
 
 use std::str::FromStr;
+use std::time::Duration;
 
 use aws_lc_rs::digest;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::config::Confidentiality;
 use crate::name::{HostName, NameError, PrincipalName, SCOPE_STACK, SecretName, TierName, TurnId};
 use crate::trace::TraceParent;
 
@@ -25,6 +27,59 @@ pub trait Event: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// The subject it is published on.
     fn subject(&self) -> String {
         format!("{}.{}", Self::TYPE, self.scope())
+    }
+
+    /// What it carries that is worth measuring, besides that it happened.
+    fn measure(&self) -> Measure<'_> {
+        Measure::Nothing
+    }
+}
+
+/// See [`Event::measure`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Measure<'e> {
+    /// Nothing.
+    Nothing,
+    /// A piece of work is over.
+    Finished {
+        /// What kind of work.
+        work: Work,
+        /// How long it took; none where that is not known.
+        took: Option<Duration>,
+        /// Whether it came to a good end.
+        succeeded: bool,
+    },
+    /// Attempts died.
+    Denied {
+        /// Where.
+        layer: Layer,
+        /// The stable code.
+        reason: &'e str,
+        /// How many of them the event stands for.
+        attempts: u64,
+    },
+}
+
+/// Work that is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Work {
+    /// An answer to a message, from its start to its end.
+    Turn,
+    /// A call of the model.
+    ModelCall,
+    /// A call of a tool.
+    ToolCall,
+}
+
+impl Work {
+    /// As in metrics.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Turn => "turn",
+            Self::ModelCall => "model-call",
+            Self::ToolCall => "tool-call",
+        }
     }
 }
 
@@ -127,6 +182,8 @@ pub enum Layer {
     Packet,
     /// Squid.
     Squid,
+    /// The filter in front of a sandbox's Docker.
+    Sandbox,
 }
 
 impl Layer {
@@ -140,6 +197,7 @@ impl Layer {
             Self::Mcp => "mcp",
             Self::Packet => "packet",
             Self::Squid => "squid",
+            Self::Sandbox => "sandbox",
         }
     }
 }
@@ -207,6 +265,10 @@ impl Event for EgressDenied {
     fn scope(&self) -> &str {
         self.tier.as_str()
     }
+
+    fn measure(&self) -> Measure<'_> {
+        Measure::Denied { layer: self.layer, reason: &self.reason, attempts: self.count }
+    }
 }
 
 /// `egress.permitted.<tier>`: a request may leave. Committed before its first byte does, so whatever left is on record
@@ -227,6 +289,12 @@ pub struct EgressPermitted {
     pub method: String,
     /// Path without query, or the tool's name; made harmless.
     pub path: String,
+    /// SHA-256 of the whole request target as it is sent, query included, in hex; none where there is no target.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_sha256: Option<String>,
+    /// Length of that target, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_bytes: Option<u64>,
     /// Rule that permits it.
     pub rule: String,
     /// Secret that is put in on the way, if any. Never the value.
@@ -287,6 +355,41 @@ impl Event for EgressAllowed {
     const TYPE: &'static str = "egress.allowed";
     fn scope(&self) -> &str {
         self.tier.as_str()
+    }
+}
+
+/// An event about one HTTP request, by a door that read the request: the same event on the same subject, with what tells
+/// it from other requests whose shortened descriptions are equal. Whoever reads `E` itself does not see the difference.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OfRequest<E> {
+    /// The event.
+    #[serde(flatten)]
+    pub event: E,
+    /// Method that was asked for, made harmless; only where the event itself has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked_method: Option<String>,
+    /// SHA-256 of the whole request target, query included, in hex: of one that left as it was sent, of one that was
+    /// refused as it came.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_sha256: Option<String>,
+    /// Length of that target, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_bytes: Option<u64>,
+    /// Why the door ended a request or its answer that was under way, a stable code in kebab case such as `turn-over`;
+    /// none where it did not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cut: Option<String>,
+}
+
+impl<E: Event> Event for OfRequest<E> {
+    const TYPE: &'static str = E::TYPE;
+
+    fn scope(&self) -> &str {
+        self.event.scope()
+    }
+
+    fn measure(&self) -> Measure<'_> {
+        self.event.measure()
     }
 }
 
@@ -372,6 +475,14 @@ impl Event for TurnEnded {
     const TYPE: &'static str = "turn.ended";
     fn scope(&self) -> &str {
         self.tier.as_str()
+    }
+
+    fn measure(&self) -> Measure<'_> {
+        Measure::Finished {
+            work: Work::Turn,
+            took: (self.took_millis > 0).then(|| Duration::from_millis(self.took_millis)),
+            succeeded: self.outcome == "end_turn",
+        }
     }
 }
 
@@ -515,6 +626,34 @@ impl Event for ChannelSent {
     }
 }
 
+/// `channel.ignored.<tier>`, or `channel.ignored.stack` where an account serves several tiers: somebody wrote who is not
+/// allowed to, and got no answer of any kind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChannelIgnored {
+    /// The tier they would have reached, where there is just one.
+    pub tier: Scope,
+    /// Channel kind.
+    pub channel: String,
+    /// The account they wrote to, by its name in tiers.yaml.
+    pub account: String,
+    /// Who wrote, by the messenger's number for them; never a name they chose. Empty where several did, see `reason`.
+    pub sender: String,
+    /// Stable code in kebab case: `not-allowed`, `anonymous`, `bot`, `not-a-chat`; `too-many` for messages of several
+    /// senders that came too fast to be told apart.
+    pub reason: String,
+    /// Equal attempts counted in this event.
+    pub count: u64,
+    /// RFC 3339, UTC, milliseconds: the first of them.
+    pub observed_at: String,
+}
+
+impl Event for ChannelIgnored {
+    const TYPE: &'static str = "channel.ignored";
+    fn scope(&self) -> &str {
+        self.tier.as_str()
+    }
+}
+
 /// `model.called.<tier>`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelCalled {
@@ -524,6 +663,12 @@ pub struct ModelCalled {
     pub principal: PrincipalName,
     /// Model name as the tier knows it.
     pub model: String,
+    /// The class of the route it went by; none in events from before there were classes.
+    #[serde(default)]
+    pub confidential: Option<Confidentiality>,
+    /// Where LiteLLM says it went (`x-litellm-model-api-base`), made harmless; empty where it does not say.
+    #[serde(default)]
+    pub api_base: String,
     /// Upstream status; 0 when it never answered.
     pub status: u16,
     /// The turn it was attached to.
@@ -540,6 +685,14 @@ impl Event for ModelCalled {
     const TYPE: &'static str = "model.called";
     fn scope(&self) -> &str {
         self.tier.as_str()
+    }
+
+    fn measure(&self) -> Measure<'_> {
+        Measure::Finished {
+            work: Work::ModelCall,
+            took: Some(Duration::from_millis(self.took_millis)),
+            succeeded: (200..300).contains(&self.status),
+        }
     }
 }
 
@@ -562,6 +715,10 @@ pub struct ToolCalled {
     pub trace_id: String,
     /// How long it took, in milliseconds.
     pub took_millis: u64,
+    /// Of a list of tools that was asked for, how many were told; none of a call. `tool` is `tools/list` then, and
+    /// `server` has the names of all servers that were asked, separated by blanks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listed: Option<u64>,
     /// RFC 3339, UTC.
     pub observed_at: String,
 }
@@ -570,6 +727,17 @@ impl Event for ToolCalled {
     const TYPE: &'static str = "tool.called";
     fn scope(&self) -> &str {
         self.tier.as_str()
+    }
+
+    fn measure(&self) -> Measure<'_> {
+        if self.listed.is_some() {
+            return Measure::Nothing;
+        }
+        Measure::Finished {
+            work: Work::ToolCall,
+            took: Some(Duration::from_millis(self.took_millis)),
+            succeeded: self.succeeded,
+        }
     }
 }
 
@@ -633,6 +801,8 @@ impl Event for FloorBreached {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+
     use super::*;
 
     #[test]
@@ -643,6 +813,56 @@ mod tests {
             assert_eq!(id.as_str().parse(), Ok(id));
         }
         assert!("00-".parse::<EventId>().is_err());
+    }
+
+    #[test]
+    fn layers_are_spelled_alike_everywhere() {
+        for (layer, text) in [
+            (Layer::Dns, "dns"),
+            (Layer::Broker, "broker"),
+            (Layer::Models, "models"),
+            (Layer::Mcp, "mcp"),
+            (Layer::Packet, "packet"),
+            (Layer::Squid, "squid"),
+            (Layer::Sandbox, "sandbox"),
+        ] {
+            assert_eq!(layer.as_str(), text);
+            assert_eq!(serde_json::to_value(layer).unwrap(), text);
+            assert_eq!(serde_json::from_value::<Layer>(text.into()).unwrap(), layer);
+        }
+        assert!(serde_json::from_str::<Layer>("\"vm\"").is_err());
+    }
+
+    #[test]
+    fn what_identifies_a_request_is_the_same_event_with_more_fields() {
+        let denied = EgressDenied {
+            tier: Scope::Stack,
+            principal: None,
+            layer: Layer::Broker,
+            host: "a.example".to_owned(),
+            port: Some(443),
+            protocol: "https".to_owned(),
+            reason: "r".to_owned(),
+            detail: "d".to_owned(),
+            fix: "f".to_owned(),
+            count: 2,
+            turn: None,
+            attachment: Attachment::Late,
+            trace_id: String::new(),
+            observed_at: String::new(),
+        };
+        let event = OfRequest {
+            event: denied.clone(),
+            asked_method: Some("GET".to_owned()),
+            target_sha256: Some("00".to_owned()),
+            target_bytes: Some(7),
+            cut: None,
+        };
+        assert_eq!((event.subject(), event.measure()), (denied.subject(), denied.measure()));
+        let wire = serde_json::to_value(&event).unwrap();
+        assert_eq!((&wire["host"], &wire["target_bytes"], wire.get("cut")), (&"a.example".into(), &7.into(), None));
+        assert_eq!(serde_json::from_value::<EgressDenied>(wire.clone()).unwrap(), denied);
+        assert_eq!(serde_json::from_value::<OfRequest<EgressDenied>>(wire).unwrap(), event);
     }
 
     #[test]
