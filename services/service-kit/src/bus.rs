@@ -18,9 +18,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock;
 use crate::files::{self, FileError};
+use crate::metrics::Metrics;
 use crate::task::{OnEnd, Tasks};
 
 mod consume;
+mod figures;
 #[cfg(test)]
 pub(crate) mod live;
 mod publish;
@@ -125,6 +127,7 @@ impl Pace {
 #[derive(Debug, Clone)]
 pub struct Bus {
     inner: Arc<Inner>,
+    metrics: Metrics,
 }
 
 #[derive(Debug)]
@@ -142,7 +145,12 @@ struct Connected {
     receiver: Mutex<Option<mpsc::Receiver<Outgoing>>>,
     /// Events taken and not yet acknowledged by JetStream.
     waiting: watch::Sender<usize>,
-    lost: AtomicU64,
+    /// Lost because the queue was full.
+    overflowed: AtomicU64,
+    /// Lost because NATS refused them again and again.
+    refused: AtomicU64,
+    retries: AtomicU64,
+    readings: figures::Readings,
     closed: CancellationToken,
     finished: CancellationToken,
     pace: Pace,
@@ -196,18 +204,28 @@ impl Bus {
                 queue,
                 receiver: Mutex::new(Some(receiver)),
                 waiting: watch::channel(0).0,
-                lost: AtomicU64::new(0),
+                overflowed: AtomicU64::new(0),
+                refused: AtomicU64::new(0),
+                retries: AtomicU64::new(0),
+                readings: figures::Readings::default(),
                 closed: CancellationToken::new(),
                 finished: CancellationToken::new(),
                 pace,
             }))),
+            metrics: Metrics::default(),
         }
+    }
+
+    /// The same bus, with what it says counted. The host does this.
+    #[must_use]
+    pub fn counted(self, metrics: Metrics) -> Self {
+        Self { metrics, ..self }
     }
 
     /// A bus without a server, for tests of one service: what is emitted can be read back.
     #[must_use]
     pub fn detached() -> Self {
-        Self { inner: Arc::new(Inner::Detached(Mutex::default())) }
+        Self { inner: Arc::new(Inner::Detached(Mutex::default())), metrics: Metrics::default() }
     }
 
     /// What was emitted on a detached bus, as (subject, body).
@@ -223,7 +241,7 @@ impl Bus {
     #[must_use]
     pub fn is_connected(&self) -> bool {
         match &*self.inner {
-            Inner::Connected(bus) => bus.client.connection_state() == State::Connected,
+            Inner::Connected(bus) => bus.is_connected(),
             Inner::Detached(_) => true,
         }
     }
@@ -255,7 +273,7 @@ impl Bus {
     #[must_use]
     pub fn lost(&self) -> u64 {
         match &*self.inner {
-            Inner::Connected(bus) => bus.lost.load(Ordering::Relaxed),
+            Inner::Connected(bus) => bus.lost(),
             Inner::Detached(_) => 0,
         }
     }
@@ -280,6 +298,8 @@ impl Bus {
                 return;
             }
         };
+        // Also while NATS is away: what happened happened.
+        self.metrics.said(event);
         match &*self.inner {
             Inner::Detached(emitted) => {
                 let body = serde_json::from_slice(&outgoing.payload).unwrap_or_default();
@@ -289,7 +309,8 @@ impl Bus {
                 bus.waiting.send_modify(|waiting| *waiting = waiting.saturating_add(1));
                 if bus.queue.try_send(outgoing).is_err() {
                     bus.waiting.send_modify(|waiting| *waiting = waiting.saturating_sub(1));
-                    let lost = bus.lost.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+                    bus.overflowed.fetch_add(1, Ordering::Relaxed);
+                    let lost = bus.lost();
                     tracing::error!(event_type = E::TYPE, lost, "the queue for NATS is full: an event is lost");
                 }
             }
@@ -343,6 +364,16 @@ impl Bus {
             Inner::Connected(bus) => Ok(bus),
             Inner::Detached(_) => Err(BusError::Disconnected),
         }
+    }
+}
+
+impl Connected {
+    fn is_connected(&self) -> bool {
+        self.client.connection_state() == State::Connected
+    }
+
+    fn lost(&self) -> u64 {
+        self.overflowed.load(Ordering::Relaxed).saturating_add(self.refused.load(Ordering::Relaxed))
     }
 }
 

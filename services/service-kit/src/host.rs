@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use crate::bus::Bus;
+use crate::metrics::Metrics;
 use crate::task::Tasks;
 use crate::telemetry;
 
@@ -184,11 +185,12 @@ pub fn run<S: Service>(path: &Path) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return report(&[format!("cannot start the runtime: {error}")]),
     };
-    let guard = match runtime.block_on(async { telemetry::start(S::NAME, &config.common().telemetry) }) {
-        Ok(guard) => guard,
-        Err(error) => return report(&[format!("{:#}", anyhow::Error::from(error))]),
-    };
-    let outcome = runtime.block_on(live::<S>(config));
+    let guard =
+        match runtime.block_on(async { telemetry::start(S::NAME, config.common().mode, &config.common().telemetry) }) {
+            Ok(guard) => guard,
+            Err(error) => return report(&[format!("{:#}", anyhow::Error::from(error))]),
+        };
+    let outcome = runtime.block_on(live::<S>(config, guard.metrics()));
     if let Err(error) = &outcome {
         tracing::error!(error = format!("{error:#}"), "{} ends with an error", S::NAME);
     }
@@ -197,16 +199,18 @@ pub fn run<S: Service>(path: &Path) -> ExitCode {
     if outcome.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-async fn live<S: Service>(config: S::Config) -> anyhow::Result<()> {
+async fn live<S: Service>(config: S::Config, metrics: Metrics) -> anyhow::Result<()> {
     let common = config.common().clone();
     let shutdown = Shutdown::default();
-    let tasks = Tasks::new(shutdown.deadline());
+    let tasks = Tasks::counted(shutdown.deadline(), metrics.clone());
     // What the service itself runs on ends last, so it is tracked apart and has an end of its own: a task that is dropped
     // at the deadline may still have something to say, and the publisher must be there to take it.
     let foundation_end = CancellationToken::new();
-    let foundation = Tasks::new(foundation_end.clone());
-    let bus = Bus::connect(S::NAME, &common.bus).await.context("the bus cannot be used")?;
+    let foundation = Tasks::counted(foundation_end.clone(), metrics.clone());
+    let bus = Bus::connect(S::NAME, &common.bus).await.context("the bus cannot be used")?.counted(metrics.clone());
     let (health, health_service) = Health::new(S::GRPC_SERVICES);
+    metrics.watch_bus(&bus);
+    metrics.watch_health(&health);
     let cx = Context { tasks, bus, health, shutdown };
     // Signals are taken before anything is built: a stop during a slow start must not be lost.
     let signals = Signals::new()?;

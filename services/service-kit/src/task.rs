@@ -12,6 +12,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
+use crate::metrics::Metrics;
+
 /// First delay of a restarted task; doubles up to [`SLOWEST_RESTART`], with jitter.
 const FIRST_RESTART: Duration = Duration::from_millis(200);
 const SLOWEST_RESTART: Duration = Duration::from_secs(15);
@@ -34,6 +36,7 @@ pub struct Tasks {
     stop: CancellationToken,
     failed: Arc<watch::Sender<Option<String>>>,
     ending: CancellationToken,
+    metrics: Metrics,
 }
 
 impl Default for Tasks {
@@ -46,11 +49,18 @@ impl Tasks {
     /// Tasks that are dropped when `stop` is cancelled (the shutdown's deadline).
     #[must_use]
     pub fn new(stop: CancellationToken) -> Self {
+        Self::counted(stop, Metrics::default())
+    }
+
+    /// The same, with restarts and panics counted. The host does this.
+    #[must_use]
+    pub fn counted(stop: CancellationToken, metrics: Metrics) -> Self {
         Self {
             tracker: TaskTracker::new(),
             stop,
             failed: Arc::new(watch::channel(None).0),
             ending: CancellationToken::new(),
+            metrics,
         }
     }
 
@@ -72,7 +82,10 @@ impl Tasks {
                 let reason = match outcome {
                     Ok(Ok(())) => None,
                     Ok(Err(error)) => Some(format!("{error:#}")),
-                    Err(panic) => Some(format!("panicked: {}", panic_text(&*panic))),
+                    Err(panic) => {
+                        tasks.metrics.panicked(&name);
+                        Some(format!("panicked: {}", panic_text(&*panic)))
+                    }
                 };
                 match (on_end, reason) {
                     (OnEnd::Expected, None) => {}
@@ -106,6 +119,8 @@ impl Tasks {
     {
         let name = name.into();
         let label = name.clone();
+        let metrics = self.metrics.clone();
+        metrics.task(&label);
         self.spawn(name, OnEnd::Expected, async move {
             let mut delay = FIRST_RESTART;
             loop {
@@ -113,8 +128,12 @@ impl Tasks {
                 let reason = match AssertUnwindSafe(make()).catch_unwind().await {
                     Ok(Ok(())) => return Ok(()),
                     Ok(Err(error)) => format!("{error:#}"),
-                    Err(panic) => format!("panicked: {}", panic_text(&*panic)),
+                    Err(panic) => {
+                        metrics.panicked(&label);
+                        format!("panicked: {}", panic_text(&*panic))
+                    }
                 };
+                metrics.restarted(&label);
                 if born.elapsed() > HEALTHY_AFTER {
                     delay = FIRST_RESTART;
                 }

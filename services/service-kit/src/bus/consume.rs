@@ -13,6 +13,7 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use serde::Serialize;
 
+use super::figures::{Fate, Reader};
 use super::{ASKER_INBOX, Bus, BusError, Connected, Outgoing, Undecodable, WANTS_ANSWER, header};
 use crate::text::harmless_line;
 use backlog::Backlog;
@@ -223,13 +224,14 @@ impl Bus {
             .await
             .map_err(|error| anyhow::anyhow!("consumer {durable} of stream {stream}: {error}"))?;
         let mut messages = consumer.messages().await?;
+        let reader = Reader::begin(&bus.readings, stream, durable);
         // Bounded by the consumer's max_ack_pending: the server sends no more than that.
         let mut backlog: Backlog<Message> = Backlog::default();
         let mut running = FuturesUnordered::new();
         let run = |messages: Vec<Message>, lane: String| {
-            let (handler, undecodable) = (&handler, &undecodable);
+            let (handler, undecodable, reader) = (&handler, &undecodable, &reader);
             async move {
-                handle(bus, stream, messages, handler, undecodable).await;
+                handle(bus, stream, messages, handler, undecodable, reader).await;
                 lane
             }
         };
@@ -240,7 +242,10 @@ impl Bus {
                 message = messages.next(), if open => match message {
                     Some(Ok(message)) => {
                         let sequence = match message.info() {
-                            Ok(info) => info.stream_sequence,
+                            Ok(info) => {
+                                reader.delivered(info.stream_sequence, info.published.into(), info.pending);
+                                info.stream_sequence
+                            }
                             Err(error) => anyhow::bail!("consumer {durable} of stream {stream}: {error}"),
                         };
                         let lane = if by_subject { message.subject.to_string() } else { String::new() };
@@ -296,8 +301,14 @@ fn handled(subject: &str, outcome: anyhow::Result<()>) -> Outcome {
     }
 }
 
-async fn handle<H, F>(bus: &Connected, stream: &str, messages: Vec<Message>, handler: &H, undecodable: &Undecodable)
-where
+async fn handle<H, F>(
+    bus: &Connected,
+    stream: &str,
+    messages: Vec<Message>,
+    handler: &H,
+    undecodable: &Undecodable,
+    reader: &Reader<'_>,
+) where
     H: Fn(Vec<Raw>) -> F,
     F: Future<Output = Outcome>,
 {
@@ -316,21 +327,24 @@ where
         }
     };
     for message in messages {
-        let kind = match &outcome {
-            Outcome::Done => AckKind::Ack,
-            Outcome::Again => AckKind::Nak(Some(bus.pace.redelivery)),
+        let (kind, fate) = match &outcome {
+            Outcome::Done => (AckKind::Ack, Fate::Done),
+            Outcome::Again => (AckKind::Nak(Some(bus.pace.redelivery)), Fate::Again),
             Outcome::Undecodable(reason) => match set_aside(bus, stream, &message, reason).await {
                 Ok(()) => {
                     undecodable.count(&message.subject, reason, "set aside in UNDECODABLE");
-                    AckKind::Term
+                    (AckKind::Term, Fate::SetAside)
                 }
                 Err(error) => {
                     undecodable.count(&message.subject, reason, "left in its stream");
                     tracing::error!(subject = %message.subject, %error, "a message cannot be set aside in UNDECODABLE");
-                    AckKind::Nak(Some(bus.pace.set_aside_again))
+                    (AckKind::Nak(Some(bus.pace.set_aside_again)), Fate::Again)
                 }
             },
         };
+        if let Ok(info) = message.info() {
+            reader.handled(info.stream_sequence, fate);
+        }
         // A lost acknowledgement means redelivery; handlers are idempotent.
         if let Err(error) = message.ack_with(kind).await {
             tracing::warn!(subject = %message.subject, %error, "a message was not acknowledged");

@@ -42,7 +42,14 @@ impl Bus {
                 Ok(Committed { sequence: 0, duplicate: false })
             }
             Inner::Connected(bus) => {
-                tokio::time::timeout(deadline, bus.publish(outgoing)).await.map_err(|_| BusError::TimedOut(deadline))?
+                let stored = tokio::time::timeout(deadline, bus.publish(outgoing))
+                    .await
+                    .map_err(|_| BusError::TimedOut(deadline))??;
+                // What is not stored is committed again, or never said.
+                if !stored.duplicate {
+                    self.metrics.said(event);
+                }
+                Ok(stored)
             }
         }
     }
@@ -74,6 +81,7 @@ impl Bus {
             .publish_with_reply_and_headers(outgoing.subject, inbox, outgoing.headers, outgoing.payload)
             .await
             .map_err(|error| BusError::Refused(error.to_string()))?;
+        self.metrics.said(event);
         let mut collected: Vec<serde_json::Value> = Vec::new();
         let collect = async {
             let mut stored = false;
@@ -257,7 +265,8 @@ impl Connected {
             (event.failures, self.pace.slowest_retry)
         };
         if event.refusals >= self.pace.most_refusals {
-            let lost = self.lost.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            let lost = self.lost();
             tracing::error!(subject, %error, refusals = event.refusals, lost, "NATS refuses an event for ever: it is lost");
             self.done();
             return;
@@ -265,6 +274,7 @@ impl Connected {
         if count == 1 {
             tracing::warn!(subject, %error, "an event waits for NATS");
         }
+        self.retries.fetch_add(1, Ordering::Relaxed);
         let doublings = count.saturating_sub(1).min(16);
         let delay = self.pace.first_retry.saturating_mul(1 << doublings).min(slowest);
         waiting.add(Instant::now() + delay.mul_f64(rand::random_range(0.5..1.5)), event);

@@ -1,6 +1,6 @@
 //! `grpc.health.v1`: SERVING only while the service is ready and every part of it is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio_util::sync::CancellationToken;
@@ -25,7 +25,15 @@ struct State {
     ready: bool,
     draining: bool,
     problems: BTreeMap<&'static str, String>,
+    /// Parts that ever reported.
+    parts: BTreeSet<&'static str>,
     bus: Option<Bus>,
+}
+
+impl State {
+    fn serving(&self) -> bool {
+        self.ready && !self.draining && self.problems.is_empty()
+    }
 }
 
 impl Health {
@@ -44,6 +52,7 @@ impl Health {
     /// Reports one part of the service: fine, or the problem in a sentence.
     pub fn report(&self, part: &'static str, state: Result<(), String>) {
         let mut locked = self.lock();
+        locked.parts.insert(part);
         let before = locked.problems.get(part).cloned();
         match state {
             Ok(()) => {
@@ -66,6 +75,17 @@ impl Health {
     #[must_use]
     pub fn problems(&self) -> Vec<(&'static str, String)> {
         self.lock().problems.iter().map(|(part, problem)| (*part, problem.clone())).collect()
+    }
+
+    /// Every part that ever reported, and whether it has a problem.
+    pub(crate) fn parts(&self) -> Vec<(&'static str, bool)> {
+        let state = self.lock();
+        state.parts.iter().map(|part| (*part, state.problems.contains_key(part))).collect()
+    }
+
+    /// Whether the answer is SERVING.
+    pub(crate) fn serving(&self) -> bool {
+        self.lock().serving()
     }
 
     pub(super) fn ready(&self) {
@@ -96,14 +116,7 @@ impl Health {
 
     async fn publish(&self) {
         loop {
-            let status = {
-                let state = self.lock();
-                if state.ready && !state.draining && state.problems.is_empty() {
-                    ServingStatus::Serving
-                } else {
-                    ServingStatus::NotServing
-                }
-            };
+            let status = { if self.serving() { ServingStatus::Serving } else { ServingStatus::NotServing } };
             // The empty name is the server as a whole, as the health protocol defines it.
             self.reporter.set_service_status("", status).await;
             for service in self.services {
@@ -140,6 +153,22 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
     use super::*;
+
+    #[test]
+    fn parts_are_known_from_their_first_report_on() {
+        let health = Health::detached();
+        health.ready();
+        assert!(health.serving() && health.parts().is_empty());
+        health.report("docker", Ok(()));
+        health.report("bus", Err("away".to_owned()));
+        assert_eq!(health.parts(), [("bus", true), ("docker", false)]);
+        assert!(!health.serving());
+        health.report("bus", Ok(()));
+        assert_eq!(health.parts(), [("bus", false), ("docker", false)]);
+        assert!(health.serving());
+        health.draining();
+        assert!(!health.serving());
+    }
 
     #[tokio::test(start_paused = true)]
     async fn nobody_serves_behind_a_dead_health() {
