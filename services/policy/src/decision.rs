@@ -9,6 +9,7 @@ use assistant_proto::name::{HostName, PrincipalName, TierName};
 
 use crate::denial::Denial;
 use crate::path::{Query, RequestPath};
+use crate::reading::{self, Carried};
 use crate::rules::{Injection, Rule, TierPolicy};
 use crate::target::{HTTPS, Target};
 
@@ -170,6 +171,12 @@ impl Permit {
         &self.rule.spec().source
     }
 
+    /// Whether the rule only reads: then nothing but what [`reading::passes`] may go on.
+    #[must_use]
+    pub fn only_reads(&self) -> bool {
+        self.rule.only_reads()
+    }
+
     /// Which secret has to be put in where, if any.
     #[must_use]
     pub fn injection(&self) -> Option<&Injection> {
@@ -212,12 +219,18 @@ pub fn decide_host(policy: &TierPolicy, principal: &PrincipalName, target: &Targ
     }
 }
 
-/// Decides a request.
+/// Decides a request. The rule that matches host, method and path decides on what it carries as well; no later rule is
+/// asked for a second opinion.
 ///
 /// # Errors
 /// What no rule of the principal allows, with the smallest change that would allow it: the rule that came closest gets
 /// a method or a path, or a new host is added.
-pub fn decide(policy: &TierPolicy, principal: &PrincipalName, request: &Request) -> Result<Permit, Denial> {
+pub fn decide<'h>(
+    policy: &TierPolicy,
+    principal: &PrincipalName,
+    request: &Request,
+    carried: Carried<impl Iterator<Item = (&'h str, usize)>>,
+) -> Result<Permit, Denial> {
     check_port(&request.target)?;
     let host = request.target.host();
     let (mut host_matches, mut method_matches) = (None, None);
@@ -228,6 +241,9 @@ pub fn decide(policy: &TierPolicy, principal: &PrincipalName, request: &Request)
         }
         method_matches.get_or_insert(rule);
         if rule.allows_path(&request.path) {
+            if rule.only_reads() {
+                reading::check(&rule.spec().id, &rule.spec().source, request, carried)?;
+            }
             return Ok(Permit { principal: principal.clone(), request: request.clone(), rule: Arc::clone(rule) });
         }
     }
@@ -236,6 +252,15 @@ pub fn decide(policy: &TierPolicy, principal: &PrincipalName, request: &Request)
             "path-not-allowed",
             format!("{principal} may send {} to {host}, but not for the path {}", request.method, request.path),
             format!("in {}, add `{}` to `paths` of rule {}", rule.spec().source, request.path, rule.spec().id),
+        ),
+        (None, Some(rule)) if rule.only_reads() => Denial::new(
+            "method-not-allowed",
+            format!("{principal} may only read at {host}, and {} is not GET or HEAD", request.method),
+            format!(
+                "in tiers.yaml, tier {}: add `{host}` with `methods: [{}]` under `egress`, if it is meant to write there",
+                policy.tier(),
+                request.method
+            ),
         ),
         (None, Some(rule)) => Denial::new(
             "method-not-allowed",
@@ -278,10 +303,10 @@ pub struct Explanation {
     pub fix: String,
 }
 
-/// Explains the decision on a request. Calls [`decide`]: there is no second opinion.
+/// Explains the decision on a request that carries nothing. Calls [`decide`]: there is no second opinion.
 #[must_use]
 pub fn explain(policy: &TierPolicy, principal: &PrincipalName, request: &Request) -> Explanation {
-    match decide(policy, principal, request) {
+    match decide(policy, principal, request, Carried::nothing()) {
         Ok(permit) => Explanation {
             allowed: true,
             rule: permit.rule().to_owned(),
@@ -292,6 +317,9 @@ pub fn explain(policy: &TierPolicy, principal: &PrincipalName, request: &Request
                     injection.header(),
                     injection.secret()
                 ),
+                None if permit.only_reads() => {
+                    "allowed for reading: no body, and only the headers a reader needs".to_owned()
+                }
                 None => "allowed, without any secret".to_owned(),
             },
             fix: String::new(),

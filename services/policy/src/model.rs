@@ -1,21 +1,27 @@
-//! The decision on model calls. What permits one is the stack's model route, not a rule of the tier: the route says which
-//! models there are, under which names, and which key is sent.
+//! The decision on model calls. What permits one is the stack's model route for the tier's class of confidentiality, not
+//! a rule of the tier: the route says which models there are. A tier has the route of its own class and no other, and a
+//! [`ModelPermit`] carries the class, so that whoever sends cannot take the wrong way.
 
-use assistant_proto::config::ModelRoute;
-use assistant_proto::name::{PrincipalName, SecretName};
+use assistant_proto::config::{Confidentiality, ModelRoute};
+use assistant_proto::name::{PrincipalName, TierName};
 
 use crate::denial::Denial;
 
 /// What events name as the rule of a model call.
 pub const MODEL_RULE: &str = "model-route";
 
-/// Proof that the model route offers a model to a principal. Owns both names: what is sent is read from here.
+/// What one class of tiers is offered. Made by [`offer`] only.
+#[derive(Debug, Clone, Copy)]
+pub struct Offer<'a> {
+    route: &'a ModelRoute,
+}
+
+/// Proof that the route of a class offers a model to a principal. Owns the name: what is sent is read from here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelPermit {
     principal: PrincipalName,
     model: String,
-    upstream: String,
-    key: Option<SecretName>,
+    confidential: Confidentiality,
 }
 
 impl ModelPermit {
@@ -25,22 +31,16 @@ impl ModelPermit {
         &self.principal
     }
 
-    /// The model by the name tiers use.
+    /// The model, by the one name that tiers and LiteLLM use.
     #[must_use]
     pub fn model(&self) -> &str {
         &self.model
     }
 
-    /// The model by the name the route's host knows.
+    /// Whose route it goes by.
     #[must_use]
-    pub fn upstream(&self) -> &str {
-        &self.upstream
-    }
-
-    /// Which secret is sent as bearer token, if any.
-    #[must_use]
-    pub fn key(&self) -> Option<&SecretName> {
-        self.key.as_ref()
+    pub fn confidential(&self) -> Confidentiality {
+        self.confidential
     }
 
     /// See [`MODEL_RULE`].
@@ -50,26 +50,58 @@ impl ModelPermit {
     }
 }
 
-/// Decides a model call by the name of the model, which has to be the route's own spelling.
+/// What a tier of a class is offered.
 ///
 /// # Errors
-/// `model-not-offered`.
-pub fn decide_model(route: &ModelRoute, principal: &PrincipalName, model: &str) -> Result<ModelPermit, Denial> {
-    match route.models.get(model) {
-        Some(upstream) => Ok(ModelPermit {
-            principal: principal.clone(),
-            model: model.to_owned(),
-            upstream: upstream.clone(),
-            key: route.key.clone(),
-        }),
-        None => {
-            let names: Vec<&str> = route.models.keys().map(String::as_str).collect();
-            Err(Denial::new(
-                "model-not-offered",
-                "the request names a model that this tier is not offered",
-                format!("use one of: {}; the list is the stack's model route", names.join(", ")),
-            ))
+/// `no-model-route`: there is none for that class, and another class's is never taken in its place.
+pub fn offer<'a>(routes: &'a [ModelRoute], tier: &TierName, class: Confidentiality) -> Result<Offer<'a>, Denial> {
+    if let Some(route) = routes.iter().find(|route| route.confidential == class) {
+        return Ok(Offer { route });
+    }
+    Err(match class {
+        Confidentiality::Required => Denial::new(
+            "no-model-route",
+            format!("the prompts of tier {tier} are confidential, and the stack has no attested model route"),
+            format!(
+                "set PRIVATEMODE_API_KEY in .env and run deploy/up.sh; or, if its prompts may go to any model, set \
+                 `confidential: none` under `model` of tier {tier} in tiers.yaml"
+            ),
+        ),
+        Confidentiality::None => Denial::new(
+            "no-model-route",
+            format!("tier {tier} uses the model route without attestation, and the stack has none"),
+            format!(
+                "set OPENAI_BASE_URL, OPENAI_API_KEY and OPENAI_MODEL in .env and run deploy/up.sh; or set \
+                 `confidential: required` under `model` of tier {tier} in tiers.yaml, where the stack has an attested route"
+            ),
+        ),
+    })
+}
+
+impl<'a> Offer<'a> {
+    /// The names the tier may use.
+    #[must_use]
+    pub fn models(self) -> &'a [String] {
+        &self.route.models
+    }
+
+    /// Decides a call by the name of the model, which has to be the route's own spelling.
+    ///
+    /// # Errors
+    /// `model-not-offered`, with the names there are.
+    pub fn decide(self, principal: &PrincipalName, model: &str) -> Result<ModelPermit, Denial> {
+        if self.route.models.iter().any(|offered| offered == model) {
+            return Ok(ModelPermit {
+                principal: principal.clone(),
+                model: model.to_owned(),
+                confidential: self.route.confidential,
+            });
         }
+        Err(Denial::new(
+            "model-not-offered",
+            "the request names a model that this tier is not offered",
+            format!("use one of: {}; the list is the stack's model route", self.route.models.join(", ")),
+        ))
     }
 }
 
@@ -79,22 +111,45 @@ mod tests {
 
     use super::*;
 
+    fn route(confidential: Confidentiality, models: &[&str]) -> ModelRoute {
+        ModelRoute {
+            confidential,
+            litellm: "10.87.4.11:4000".parse().unwrap(),
+            key_file: "/none".into(),
+            models: models.iter().map(|model| (*model).to_owned()).collect(),
+        }
+    }
+
     #[test]
     fn only_offered_names_are_permitted() {
-        let route = ModelRoute {
-            base_url: "https://m.example/v1".to_owned(),
-            key: Some("key".parse().unwrap()),
-            squid_user: "models".to_owned(),
-            models: [("assistant".to_owned(), "vendor-1".to_owned())].into(),
-        };
+        let routes = [route(Confidentiality::None, &["assistant", "thinker"])];
         let agent = "zeroclaw-tasks".parse().unwrap();
-        let permit = decide_model(&route, &agent, "assistant").unwrap();
-        assert_eq!((permit.model(), permit.upstream(), permit.principal()), ("assistant", "vendor-1", &agent));
-        assert_eq!(permit.key(), route.key.as_ref());
+        let offer = offer(&routes, &"tasks".parse().unwrap(), Confidentiality::None).unwrap();
+        assert_eq!(offer.models(), ["assistant", "thinker"]);
+        let permit = offer.decide(&agent, "thinker").unwrap();
+        assert_eq!((permit.model(), permit.principal()), ("thinker", &agent));
         for other in ["vendor-1", "Assistant", "", "assistant "] {
-            let denial = decide_model(&route, &agent, other).unwrap_err();
+            let denial = offer.decide(&agent, other).unwrap_err();
             assert_eq!(denial.reason, "model-not-offered", "{other}");
-            assert!(denial.fix.contains("assistant") && !denial.fix.contains("vendor"), "{}", denial.fix);
+            assert!(denial.fix.contains("assistant, thinker"), "{}", denial.fix);
+        }
+    }
+
+    #[test]
+    fn a_class_has_its_own_route_or_none() {
+        let tier = "tasks".parse().unwrap();
+        let agent = "zeroclaw-tasks".parse().unwrap();
+        let classes = [Confidentiality::Required, Confidentiality::None];
+        let both = classes.map(|class| route(class, &["assistant"]));
+        for class in classes {
+            let permit = offer(&both, &tier, class).unwrap().decide(&agent, "assistant").unwrap();
+            assert_eq!(permit.confidential(), class);
+            let others: Vec<_> = both.iter().filter(|route| route.confidential != class).cloned().collect();
+            for routes in [&others[..], &[]] {
+                let denial = offer(routes, &tier, class).unwrap_err();
+                assert_eq!(denial.reason, "no-model-route");
+                assert!(denial.fix.contains(".env") && denial.fix.contains("tier tasks"), "{}", denial.fix);
+            }
         }
     }
 }

@@ -162,6 +162,12 @@ impl Rule {
         self.hosts.iter().any(|pattern| pattern.matches(host))
     }
 
+    /// Whether it only reads, see [`crate::reading`].
+    #[must_use]
+    pub fn only_reads(&self) -> bool {
+        self.spec.read_only
+    }
+
     /// Whether it allows a method. Without a list: GET and HEAD.
     #[must_use]
     pub fn allows_method(&self, method: &Method) -> bool {
@@ -206,6 +212,12 @@ impl Rule {
             "is not a path of literal segments, * and a final **, in plain spelling",
             &mut problems,
         );
+        if spec.read_only && spec.inject.is_some() {
+            problems.push("it only reads and injects a secret; take out one of read_only and inject".to_owned());
+        }
+        if spec.read_only && !methods.iter().all(Method::is_read) {
+            problems.push("it only reads, but its methods are more than GET and HEAD".to_owned());
+        }
         let injection = spec.inject.as_ref().map(Injection::compile).transpose().unwrap_or_else(|problem| {
             problems.push(problem);
             None
@@ -289,6 +301,7 @@ mod tests {
             hosts: vec!["a.example".to_owned()],
             methods: Vec::new(),
             paths: Vec::new(),
+            read_only: false,
             inject: None,
         }
     }
@@ -319,6 +332,24 @@ mod tests {
         assert!(text.iter().any(|line| line.contains("entry 2 of hosts")));
         assert!(text.iter().any(|line| line.contains("entry 3 of hosts")));
         assert!(text.last().unwrap().contains("rule two: another rule"));
+    }
+
+    #[test]
+    fn who_only_reads_neither_writes_nor_injects() {
+        let tier = "tasks".parse().unwrap();
+        let reading = |methods: &[&str], inject| config::Rule {
+            read_only: true,
+            methods: methods.iter().map(|method| (*method).to_owned()).collect(),
+            inject,
+            ..rule("r")
+        };
+        assert!(TierPolicy::compile(&tier, &[reading(&[], None)]).is_ok());
+        assert!(TierPolicy::compile(&tier, &[reading(&["HEAD"], None)]).is_ok());
+        for broken in [reading(&["GET", "POST"], None), reading(&[], inject("x-api-token", "{}", "placeholder"))] {
+            let problems = TierPolicy::compile(&tier, &[broken]).unwrap_err();
+            assert_eq!(problems.len(), 1, "{problems:?}");
+            assert!(problems[0].to_string().contains("only reads"), "{}", problems[0]);
+        }
     }
 
     #[test]

@@ -104,6 +104,12 @@ impl Service for Broker {
             state.denials.tell(draining).await;
             Ok(())
         });
+        let (state, draining) = (Arc::clone(&self.state), cx.shutdown.draining());
+        cx.tasks.spawn("models", OnEnd::Expected, async move {
+            draining.cancelled().await;
+            state.models.keep_no_more();
+            Ok(())
+        });
         for BoundDoor { tier, kind, listener } in self.doors {
             let name = format!("{}-{}", kind.name(), tier.name);
             let (state, draining) = (Arc::clone(&self.state), cx.shutdown.draining());

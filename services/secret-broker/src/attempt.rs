@@ -1,9 +1,11 @@
 //! What is known of one attempt while it is being decided: whose, where to, in which turn, in which span. Events are
 //! made from it, so that every event of an attempt says the same.
 
-use assistant_proto::event::{EgressAllowed, EgressDenied, Layer, Scope};
+use assistant_proto::event::{EgressAllowed, EgressDenied, Layer, OfRequest, Scope};
 use assistant_proto::name::{PrincipalName, TierName};
 use assistant_proto::trace::TraceParent;
+use aws_lc_rs::digest;
+use http::{Method, Uri};
 use policy::Denial;
 use service_kit::text::harmless;
 use service_kit::turns::{TurnContext, Turns};
@@ -15,6 +17,36 @@ use tracing::field::Empty;
 pub(crate) const MOST_HOST: usize = 256;
 /// Longest path that an event repeats.
 pub(crate) const MOST_PATH: usize = 1024;
+
+/// Longest method that an event repeats.
+const MOST_METHOD: usize = 32;
+
+/// What tells a request target from all others, whatever its length: events repeat it shortened and without its query.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct TargetDigest {
+    /// SHA-256, in hex.
+    pub sha256: String,
+    /// Length in bytes.
+    pub bytes: u64,
+}
+
+impl TargetDigest {
+    /// Of a target, query included.
+    #[must_use]
+    pub fn of(target: &str) -> Self {
+        Self {
+            sha256: hex::encode(digest::digest(&digest::SHA256, target.as_bytes())),
+            bytes: u64::try_from(target.len()).unwrap_or(u64::MAX),
+        }
+    }
+}
+
+/// The line of a request as it came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked {
+    method: String,
+    target: TargetDigest,
+}
 
 /// One attempt of a container to get something out of a door.
 #[derive(Debug, Clone)]
@@ -31,6 +63,8 @@ pub struct Attempt {
     pub port: Option<u16>,
     /// `https`, `mcp` ...
     pub protocol: &'static str,
+    /// The request that was made, once its line was read.
+    pub asked: Option<Asked>,
     /// The turn it is attached to, as of when it began.
     pub turn: TurnContext,
     /// Its span, child of the turn's.
@@ -59,6 +93,7 @@ impl Attempt {
             http.response.status_code = Empty,
             rule = Empty,
             answer.credentials_dropped = Empty,
+            model.api_base = Empty,
             denied = Empty,
         );
         trace::span_parent(&span, turn.parent);
@@ -71,6 +106,7 @@ impl Attempt {
             host: String::new(),
             port: None,
             protocol,
+            asked: None,
             turn,
             span,
             trace,
@@ -90,6 +126,14 @@ impl Attempt {
         self.span.record("server.address", self.host.as_str());
     }
 
+    /// Which request it is, as it came.
+    pub fn asks(&mut self, method: &Method, target: &Uri) {
+        self.asked = Some(Asked {
+            method: harmless(method.as_str(), MOST_METHOD),
+            target: TargetDigest::of(&target.to_string()),
+        });
+    }
+
     /// What its span has as identifiers; a fresh pair when telemetry is off.
     #[must_use]
     pub fn traceparent(&self) -> TraceParent {
@@ -104,8 +148,8 @@ impl Attempt {
 
     /// The event of its refusal.
     #[must_use]
-    pub fn denied(&self, denial: &Denial) -> EgressDenied {
-        EgressDenied {
+    pub fn denied(&self, denial: &Denial) -> OfRequest<EgressDenied> {
+        let event = EgressDenied {
             tier: Scope::Tier(self.tier.clone()),
             principal: self.principal.clone(),
             layer: self.layer,
@@ -120,19 +164,24 @@ impl Attempt {
             attachment: self.turn.attachment,
             trace_id: self.trace_id(),
             observed_at: clock::now_rfc3339(),
-        }
+        };
+        let (asked_method, target) = match self.asked.clone() {
+            Some(Asked { method, target }) => (Some(method), Some(target)),
+            None => (None, None),
+        };
+        of_request(event, asked_method, target, None)
     }
 
     /// The event of its having left; `path` without query.
     #[must_use]
-    pub fn allowed(&self, left: &Left<'_>) -> EgressAllowed {
-        EgressAllowed {
+    pub fn allowed(&self, left: &Left<'_>) -> OfRequest<EgressAllowed> {
+        let event = EgressAllowed {
             tier: Scope::Tier(self.tier.clone()),
             principal: self.principal.clone(),
             layer: self.layer,
             host: harmless(&self.host, MOST_HOST),
             port: self.port.unwrap_or_default(),
-            method: harmless(left.method, 32),
+            method: harmless(left.method, MOST_METHOD),
             path: harmless(left.path, MOST_PATH),
             rule: left.rule.to_owned(),
             status: left.status,
@@ -142,8 +191,19 @@ impl Attempt {
             attachment: self.turn.attachment,
             trace_id: self.trace_id(),
             observed_at: clock::now_rfc3339(),
-        }
+        };
+        of_request(event, None, Some(left.target.clone()), left.cut)
     }
+}
+
+fn of_request<E>(
+    event: E,
+    asked_method: Option<String>,
+    target: Option<TargetDigest>,
+    cut: Option<&str>,
+) -> OfRequest<E> {
+    let (target_sha256, target_bytes) = target.map(|target| (target.sha256, target.bytes)).unzip();
+    OfRequest { event, asked_method, target_sha256, target_bytes, cut: cut.map(str::to_owned) }
 }
 
 /// What became of a request that left.
@@ -153,6 +213,8 @@ pub struct Left<'a> {
     pub method: &'a str,
     /// Its path, without query.
     pub path: &'a str,
+    /// Its whole target, as it was sent.
+    pub target: &'a TargetDigest,
     /// The rule that permitted it.
     pub rule: &'a str,
     /// Upstream status; 0 when it never answered.
@@ -161,4 +223,6 @@ pub struct Left<'a> {
     pub bytes_out: u64,
     /// Bytes of body received.
     pub bytes_in: u64,
+    /// Why the broker ended it under way, if it did.
+    pub cut: Option<&'a str>,
 }

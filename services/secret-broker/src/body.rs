@@ -33,6 +33,26 @@ pub enum BodyError {
     /// It took longer than [`LONGEST`].
     #[error("it took longer than {} minutes", LONGEST.as_secs() / 60)]
     TooLong,
+    /// It is larger than answers of its kind are.
+    #[error("it is larger than allowed")]
+    TooLarge,
+    /// The turn it belongs to is over; see `turn`.
+    #[error("the turn it belongs to is over")]
+    TurnOver,
+}
+
+impl BodyError {
+    /// Why the broker ended it, as records say it; none where it was the peer.
+    #[must_use]
+    pub fn cut(&self) -> Option<&'static str> {
+        match self {
+            Self::Connection(_) => None,
+            Self::Idle => Some("idle"),
+            Self::TooLong => Some("too-long"),
+            Self::TooLarge => Some("too-large"),
+            Self::TurnOver => Some(crate::turn::OVER),
+        }
+    }
 }
 
 /// A body of known content.

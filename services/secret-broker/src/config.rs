@@ -2,13 +2,15 @@
 
 use std::collections::BTreeSet;
 
-use assistant_proto::config::{BrokerConfig, BrokerTier, Common, Mode, PrincipalKind};
+use assistant_proto::config::{BrokerConfig, BrokerTier, Common, Mode, ModelRoute, PrincipalKind};
 use policy::TierPolicy;
 use serde::Deserialize;
 use service_kit::host::ServiceConfig;
 
 use crate::identity::Principal;
-use crate::models::route::Route;
+
+/// Longest name of a model.
+const MOST_MODEL_NAME: usize = 128;
 
 /// The configuration as the host loads it.
 #[derive(Debug, Clone, Deserialize)]
@@ -27,10 +29,7 @@ impl ServiceConfig for Config {
             problems
                 .push("upstream_roots: empty; a drill trusts its own CA only, so name its certificate file".to_owned());
         }
-        // The parser that the model ingress uses: what passes here is what is dialled.
-        if let Err(error) = Route::parse(&config.model.base_url) {
-            problems.push(error.to_string());
-        }
+        problems_of_models(&config.models, &mut problems);
         let mut tiers = BTreeSet::new();
         let mut addresses = BTreeSet::new();
         for tier in &config.tiers {
@@ -45,6 +44,36 @@ impl ServiceConfig for Config {
             problems_of_tier(tier, &mut problems);
         }
         problems
+    }
+}
+
+/// A tier without a route is none: it has no model, and is told so when it asks.
+fn problems_of_models(routes: &[ModelRoute], problems: &mut Vec<String>) {
+    let mut classes = BTreeSet::new();
+    let mut places = BTreeSet::new();
+    for route in routes {
+        let class = route.confidential.as_str();
+        if !classes.insert(class) {
+            problems.push(format!("models: there are two routes for confidential: {class}"));
+        }
+        // A prompt that has to be confidential must not meet one that need not.
+        if !places.insert(route.litellm) {
+            problems.push(format!("models: the route for confidential: {class} has the LiteLLM of another class"));
+        }
+        if route.models.is_empty() {
+            problems.push(format!("models: the route for confidential: {class} offers no model"));
+        }
+        let mut names = BTreeSet::new();
+        for (index, name) in route.models.iter().enumerate() {
+            let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'/' | b':');
+            if name.is_empty() || name.len() > MOST_MODEL_NAME || !name.bytes().all(plain) || !names.insert(name) {
+                problems.push(format!(
+                    "models: name {} of the route for confidential: {class} is there twice, or not 1 to \
+                     {MOST_MODEL_NAME} letters, digits and '-', '_', '.', '/', ':'",
+                    index.saturating_add(1)
+                ));
+            }
+        }
     }
 }
 
@@ -104,13 +133,15 @@ mod tests {
             r#"{{
             "common": {{"mode":"drill","bus":{{"url":"tls://x:4222","ca_file":"/a","nkey_seed_file":"/b","inbox_prefix":"_INBOX_x"}},
                         "telemetry":{{"otlp_endpoint":null,"log_filter":"info"}},"control_socket":"/c"}},
-            "tiers": [{{"name":"tasks","background":false,"tier_address":"10.0.0.2","tools_address":null,
+            "tiers": [{{"name":"tasks","background":false,"confidential":"none","tier_address":"10.0.0.2","tools_address":null,
                 "principals":[{},{},{}],
-                "rules":[{{"id":"r","source":"tiers.yaml:9","principals":["nobody"],"hosts":["*"],"methods":[],"paths":[],"inject":null}}],
+                "rules":[{{"id":"r","source":"tiers.yaml:9","principals":["nobody"],"hosts":["*"],"methods":[],"paths":[],"read_only":false,"inject":null}}],
                 "mcp_servers":[]}}],
             "intercept_ca_file":"/d","intercept_ca_key_file":"/e","squid":"10.0.0.8:3128","squid_users_dir":"/f",
             "secrets_dir":"/g","upstream_roots":[],
-            "model":{{"base_url":"https://m.example//v1","key":null,"squid_user":"models","models":{{}}}}}}"#,
+            "models":[{{"confidential":"none","litellm":"10.0.4.11:4000","key_file":"/h","models":["a","a","b c"]}},
+                {{"confidential":"required","litellm":"10.0.4.11:4000","key_file":"/i","models":[]}},
+                {{"confidential":"none","litellm":"10.0.4.12:4000","key_file":"/j","models":["a"]}}]}}"#,
             principal("zeroclaw-tasks", "\"agent\"", "10.0.0.20", &hash),
             principal("zeroclaw-tasks", "\"agent\"", "10.0.0.20", "zz"),
             principal("mcp-tasks-x", "{\"mcp-server\":\"x\"}", "10.0.1.30", &hash),
@@ -119,7 +150,11 @@ mod tests {
         let problems = config.problems();
         for expected in [
             "upstream_roots",
-            "model.base_url",
+            "two routes for confidential: none",
+            "confidential: required has the LiteLLM of another class",
+            "confidential: required offers no model",
+            "name 2 of the route for confidential: none",
+            "name 3 of the route for confidential: none",
             "zeroclaw-tasks is there twice",
             "not 64 hex digits",
             "same address",

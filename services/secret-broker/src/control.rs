@@ -13,9 +13,6 @@ use tonic::{Request, Response, Status};
 
 use crate::state::State;
 
-/// Name under which the model route appears among a secret's rules.
-const MODEL_ROUTE: &str = "model route";
-
 /// The service.
 #[derive(Debug)]
 pub struct Control {
@@ -52,9 +49,6 @@ impl SecretService for Control {
                         .iter()
                         .filter(|rule| rule.injection().is_some_and(|injection| injection.secret() == name));
                     rules.extend(using.map(|rule| format!("{}/{}", tier.name, rule.spec().id)));
-                }
-                if self.state.model.key.as_ref() == Some(name) {
-                    rules.push(MODEL_ROUTE.to_owned());
                 }
                 Secret { name: name.to_string(), present, rules, injections: self.state.injections(name) }
             })
@@ -102,11 +96,11 @@ impl SecretService for Control {
             policy::decision::explain(&tier.policy, &principal.name, &request);
         let mut response = ExplainDecisionResponse { allowed, rule, source, reason, fix };
         // A secret that cannot be used denies as well; the same words as the relay's.
-        if let Ok(permit) = policy::decide(&tier.policy, &principal.name, &request)
+        if let Ok(permit) = policy::decide(&tier.policy, &principal.name, &request, policy::Carried::nothing())
             && let Some(injection) = permit.injection()
             && let Err(problem) = self.state.secrets.value(injection.secret())
         {
-            let refusal = crate::inject::missing(injection.secret(), &problem.to_string());
+            let refusal = self.state.secrets.refusal(injection.secret(), &problem.to_string());
             response.allowed = false;
             response.reason = format!("{}: {}", refusal.denial.reason, refusal.denial.detail);
             response.fix = refusal.denial.fix;

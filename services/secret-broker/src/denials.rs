@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use assistant_proto::event::{EgressDenied, EventId, Layer, Scope};
+use assistant_proto::event::{EgressDenied, EventId, Layer, OfRequest, Scope};
 use assistant_proto::name::{PrincipalName, TurnId};
 use assistant_proto::trace::TraceParent;
 use service_kit::bus::Bus;
@@ -36,12 +36,15 @@ struct Kind {
     port: Option<u16>,
     reason: String,
     turn: Option<TurnId>,
+    /// Requests that differ are told apart as far as the allowance goes: what was tried is as telling as that it was.
+    method: Option<String>,
+    target: Option<String>,
 }
 
 /// The first refusal of an event, and the span it belongs to.
 #[derive(Debug)]
 struct First {
-    event: EgressDenied,
+    event: OfRequest<EgressDenied>,
     parent: TraceParent,
 }
 
@@ -61,14 +64,17 @@ impl Denials {
     }
 
     /// Counts a refusal, never waiting. True when it was told at once.
-    pub fn count(&self, event: EgressDenied, parent: TraceParent) -> bool {
-        let client = (event.tier.clone(), event.principal.clone());
+    pub fn count(&self, event: OfRequest<EgressDenied>, parent: TraceParent) -> bool {
+        let denied = &event.event;
+        let client = (denied.tier.clone(), denied.principal.clone());
         let kind = Kind {
-            layer: event.layer,
-            host: event.host.clone(),
-            port: event.port,
-            reason: event.reason.clone(),
-            turn: event.turn.clone(),
+            layer: denied.layer,
+            host: denied.host.clone(),
+            port: denied.port,
+            reason: denied.reason.clone(),
+            turn: denied.turn.clone(),
+            method: event.asked_method.clone(),
+            target: event.target_sha256.clone(),
         };
         {
             // Held over `note`, so that nothing is noted after the last fold was taken.
@@ -97,7 +103,8 @@ impl Denials {
     }
 
     fn emit(&self, folded: Folded<Client, Kind, First>) {
-        let First { mut event, parent } = folded.value;
+        let First { event: mut told, parent } = folded.value;
+        let event = &mut told.event;
         event.count = folded.count;
         if folded.key.is_none() {
             event.detail = format!(
@@ -116,7 +123,7 @@ impl Denials {
             count = event.count,
             "refused again"
         );
-        self.bus.emit(&event, EventId::unique(), Some(parent));
+        self.bus.emit(&told, EventId::unique(), Some(parent));
     }
 
     fn gate(&self) -> MutexGuard<'_, Gate> {
@@ -174,8 +181,8 @@ mod tests {
 
     use super::*;
 
-    fn denial(principal: &str, host: &str) -> EgressDenied {
-        EgressDenied {
+    fn denial(principal: &str, host: &str, target: Option<&str>) -> OfRequest<EgressDenied> {
+        let event = EgressDenied {
             tier: Scope::Tier("tasks".parse().unwrap()),
             principal: Some(principal.parse().unwrap()),
             layer: Layer::Broker,
@@ -190,7 +197,9 @@ mod tests {
             attachment: Attachment::Background,
             trace_id: String::new(),
             observed_at: String::new(),
-        }
+        };
+        let target_sha256 = target.map(str::to_owned);
+        OfRequest { event, asked_method: Some("GET".to_owned()), target_sha256, target_bytes: None, cut: None }
     }
 
     fn told(bus: &Bus) -> Vec<(String, String, u64)> {
@@ -221,7 +230,7 @@ mod tests {
 
     impl Telling {
         fn count(&self, principal: &str, host: &str) {
-            self.denials.count(denial(principal, host), service_kit::trace::fresh());
+            self.denials.count(denial(principal, host, None), service_kit::trace::fresh());
         }
     }
 
@@ -243,6 +252,33 @@ mod tests {
         assert_eq!(told(&telling.bus)[3..], [entry("host-not-allowed", "x.example", 4)]);
         telling.count("a", "x.example");
         assert_eq!(told(&telling.bus)[4..], [entry("host-not-allowed", "x.example", 1)], "a new beginning");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn different_targets_are_told_apart_within_the_allowance() {
+        let mut telling = telling();
+        let count = |target: &str, method: &str| {
+            let mut event = denial("a", "x.example", Some(target));
+            event.asked_method = Some(method.to_owned());
+            telling.denials.count(event, service_kit::trace::fresh());
+        };
+        for (target, method) in [("1", "GET"), ("2", "GET"), ("2", "DELETE"), ("1", "GET")] {
+            count(target, method);
+        }
+        let told_of = |bus: &Bus| -> Vec<(String, String)> {
+            let field = |event: &Value, name: &str| event[name].as_str().unwrap().to_owned();
+            bus.emitted().iter().map(|(_, e)| (field(e, "target_sha256"), field(e, "asked_method"))).collect()
+        };
+        let pair = |target: &str, method: &str| (target.to_owned(), method.to_owned());
+        assert_eq!(told_of(&telling.bus), [pair("1", "GET"), pair("2", "GET"), pair("2", "DELETE")]);
+        for n in 0..1_000_u32 {
+            count(&format!("t{n}"), "GET");
+        }
+        telling.draining.cancel();
+        while telling.task.join_next().await.is_some() {}
+        let all = told(&telling.bus);
+        assert!(all.len() <= 65, "the burst is the bound: {}", all.len());
+        assert_eq!(all.iter().map(|(_, _, count)| count).sum::<u64>(), 1_004);
     }
 
     #[tokio::test(start_paused = true)]

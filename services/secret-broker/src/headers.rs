@@ -3,12 +3,15 @@
 
 use http::header::{
     ACCEPT_ENCODING, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue,
-    IF_RANGE, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, RANGE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    IF_RANGE, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, RANGE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, USER_AGENT,
 };
 use http::{StatusCode, Version};
 use policy::Denial;
 
 use crate::refusal::Refusal;
+
+/// What requests that the broker makes in its own name, or for a tier that only reads, say of their sender.
+pub(crate) const USER_AGENT_VALUE: &str = "secure-assistant-stack";
 
 const ALT_SVC: HeaderName = HeaderName::from_static("alt-svc");
 const HOP_BY_HOP: [HeaderName; 10] = [
@@ -62,6 +65,17 @@ pub fn of_request(mut headers: HeaderMap) -> HeaderMap {
     }
     headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     headers
+}
+
+/// Takes out what a rule that only reads does not let through; what it refuses was refused before. Who asks is the same
+/// for all tiers.
+pub fn keep_for_reading(headers: &mut HeaderMap) {
+    let dropped: Vec<HeaderName> =
+        headers.keys().filter(|name| !policy::reading::passes(name.as_str())).cloned().collect();
+    for name in &dropped {
+        remove_all(headers, name);
+    }
+    headers.insert(USER_AGENT, HeaderValue::from_static(USER_AGENT_VALUE));
 }
 
 /// The headers of an answer as they go back. `keep_length` where the body's own length says nothing (HEAD, 304).
@@ -192,6 +206,23 @@ mod tests {
         left.sort_unstable();
         assert_eq!(left, ["accept", "accept-encoding", "x-api-token"]);
         assert_eq!(map[ACCEPT_ENCODING], "identity");
+    }
+
+    #[test]
+    fn a_reader_says_little() {
+        let mut map = headers(&[
+            ("accept", "*/*"),
+            ("accept-encoding", "identity"),
+            ("if-none-match", "\"e\""),
+            ("user-agent", "curl/8.5.0 on host x"),
+            ("referer", "https://a.example/"),
+            ("cookie", "a=b"),
+        ]);
+        keep_for_reading(&mut map);
+        let mut left = names(&map);
+        left.sort_unstable();
+        assert_eq!(left, ["accept", "accept-encoding", "if-none-match", "user-agent"]);
+        assert_eq!(map[USER_AGENT], "secure-assistant-stack");
     }
 
     #[test]

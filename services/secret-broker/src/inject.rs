@@ -3,9 +3,8 @@
 //! not become a drop box for somebody else's account.
 
 use assistant_proto::name::SecretName;
-use http::StatusCode;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
-use policy::{Denial, Injection, Permit};
+use policy::{Injection, Permit};
 use zeroize::Zeroizing;
 
 use crate::credential::is_credential;
@@ -19,12 +18,13 @@ pub struct Ready<'a> {
     injection: &'a Injection,
     header: HeaderName,
     secret: &'a Secret,
+    secrets: &'a Secrets,
 }
 
 /// Checks everything that injecting needs, before anything is connected. `None` when the permit injects nothing.
 ///
 /// # Errors
-/// `placeholder-missing`, `foreign-credential` (403) or `secret-missing` (503).
+/// `placeholder-missing`, `foreign-credential`, `header-not-allowed` (403) or `secret-missing` (503).
 pub fn prepare<'a>(
     permit: &'a Permit,
     headers: &HeaderMap,
@@ -65,9 +65,10 @@ pub fn prepare<'a>(
     if query.is_some_and(|query| query.names().any(|name| is_credential(&name))) {
         return foreign("a parameter of the query".to_owned());
     }
-    let secret =
-        secrets.value(injection.secret()).map_err(|problem| missing(injection.secret(), &problem.to_string()))?;
-    Ok(Some(Ready { permit, injection, header, secret }))
+    policy::carrying::check(permit, headers.keys().map(HeaderName::as_str))?;
+    let name = injection.secret();
+    let secret = secrets.value(name).map_err(|problem| secrets.refusal(name, &problem.to_string()))?;
+    Ok(Some(Ready { permit, injection, header, secret, secrets }))
 }
 
 impl Ready<'_> {
@@ -79,24 +80,11 @@ impl Ready<'_> {
         let (before, after) = self.injection.around();
         let value = Zeroizing::new(format!("{before}{}{after}", self.secret.expose(self.permit)));
         let mut value = HeaderValue::from_str(&value)
-            .map_err(|_| missing(self.injection.secret(), "it cannot stand in a header"))?;
+            .map_err(|_| self.secrets.refusal(self.injection.secret(), "it cannot stand in a header"))?;
         value.set_sensitive(true);
         headers.insert(self.header.clone(), value);
         Ok(self.injection.secret())
     }
-}
-
-/// What is said where a secret is needed and cannot be used.
-#[must_use]
-pub fn missing(secret: &SecretName, problem: &str) -> Refusal {
-    Refusal::new(
-        StatusCode::SERVICE_UNAVAILABLE,
-        Denial::new(
-            "secret-missing",
-            format!("the secret {secret} cannot be used: {problem}"),
-            format!("give {secret} a value with deploy/up.sh, then apply again"),
-        ),
-    )
 }
 
 #[cfg(test)]
@@ -105,9 +93,10 @@ mod tests {
 
     use std::os::unix::fs::PermissionsExt;
 
-    use assistant_proto::config::{Inject, Place, Rule};
+    use assistant_proto::config::{Inject, Mode, Place, Rule};
+    use http::StatusCode;
     use http::header::AUTHORIZATION;
-    use policy::{Request, TierPolicy, decide};
+    use policy::{Carried, Request, TierPolicy, decide};
 
     use super::*;
 
@@ -122,6 +111,7 @@ mod tests {
             hosts: vec!["a.example".to_owned()],
             methods: Vec::new(),
             paths: Vec::new(),
+            read_only: false,
             inject: Some(Inject {
                 secret: "marvin".parse().unwrap(),
                 placeholder: "PLACEHOLDER".to_owned(),
@@ -129,14 +119,15 @@ mod tests {
             }),
         };
         let policy = TierPolicy::compile(&"tasks".parse().unwrap(), &[rule]).unwrap();
-        decide(&policy, &"mcp-tasks-marvin".parse().unwrap(), &Request::parse_url("GET", url).unwrap()).unwrap()
+        let request = Request::parse_url("GET", url).unwrap();
+        decide(&policy, &"mcp-tasks-marvin".parse().unwrap(), &request, Carried::nothing()).unwrap()
     }
 
     fn secrets(dir: &tempfile::TempDir) -> Secrets {
         let path = dir.path().join("marvin");
         std::fs::write(&path, "real-token-value").unwrap();
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
-        Secrets::load(dir.path(), ["marvin".parse().unwrap()])
+        Secrets::load(Mode::Live, dir.path(), ["marvin".parse().unwrap()])
     }
 
     #[test]
@@ -168,6 +159,12 @@ mod tests {
             ("https://a.example/x?sig=z", &[("authorization", "Bearer PLACEHOLDER")], "foreign-credential"),
             ("https://a.example/x?a=1&accessToken=z", &[("authorization", "Bearer PLACEHOLDER")], "foreign-credential"),
             (plain, &[("authorization", "Bearer PLACEHOLDER"), ("x-jwt", "z")], "foreign-credential"),
+            (
+                plain,
+                &[("authorization", "Bearer PLACEHOLDER"), ("x-goog-api-client", "z"), ("x-github-api-version", "1")],
+                "Bearer real-token-value",
+            ),
+            (plain, &[("authorization", "Bearer PLACEHOLDER"), ("destination", "/other")], "header-not-allowed"),
             ("https://a.example/x?a=1&api%5Fkey=z", &[("authorization", "Bearer PLACEHOLDER")], "foreign-credential"),
         ];
         for (url, lines, expected) in table {
@@ -192,7 +189,15 @@ mod tests {
     fn without_the_secret_nothing_goes_out() {
         let permit = permit("https://a.example/x");
         let headers = HeaderMap::from_iter([(AUTHORIZATION, "Bearer PLACEHOLDER".parse().unwrap())]);
-        let refusal = prepare(&permit, &headers, &Secrets::default()).unwrap_err();
-        assert_eq!((refusal.status, refusal.denial.reason), (StatusCode::SERVICE_UNAVAILABLE, "secret-missing"));
+        let dir = tempfile::tempdir().unwrap();
+        for (mode, file) in [
+            (Mode::Live, "/var/lib/assistant/live/secrets/marvin"),
+            (Mode::Drill, "/var/lib/assistant/drill/secrets/marvin"),
+        ] {
+            let secrets = Secrets::load(mode, dir.path(), ["marvin".parse().unwrap()]);
+            let refusal = prepare(&permit, &headers, &secrets).unwrap_err();
+            assert_eq!((refusal.status, refusal.denial.reason), (StatusCode::SERVICE_UNAVAILABLE, "secret-missing"));
+            assert!(refusal.denial.fix.contains(file), "{}", refusal.denial.fix);
+        }
     }
 }

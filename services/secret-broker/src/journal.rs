@@ -14,8 +14,7 @@ use service_kit::bus::Bus;
 use service_kit::clock;
 use service_kit::text::harmless;
 
-use crate::attempt::{Attempt, MOST_HOST, MOST_PATH};
-use crate::models::route::Route;
+use crate::attempt::{Attempt, MOST_HOST, MOST_PATH, TargetDigest};
 use crate::refusal::Refusal;
 
 /// How long NATS may take to store a decision.
@@ -36,6 +35,8 @@ pub struct Departure<'a> {
     port: u16,
     method: &'a str,
     path: &'a str,
+    /// None where there is no request target that could differ.
+    target: Option<TargetDigest>,
     rule: &'a str,
     secret: Option<&'a SecretName>,
 }
@@ -51,29 +52,30 @@ impl<'a> Departure<'a> {
             port: request.target.port(),
             method: request.method.as_str(),
             path: request.path.as_str(),
+            target: Some(TargetDigest::of(&request.origin_form())),
             rule: permit.rule(),
             secret: permit.injection().map(Injection::secret),
         }
     }
 
-    /// A call that the model route permits.
+    /// A call that the model route permits, to a LiteLLM.
     #[must_use]
-    pub fn of_model(permit: &'a ModelPermit, route: &'a Route) -> Self {
-        Self {
-            principal: permit.principal(),
-            host: route.host.as_str(),
-            port: route.port,
-            method: "POST",
-            path: &route.path,
-            rule: permit.rule(),
-            secret: permit.key(),
-        }
+    pub fn of_model(permit: &'a ModelPermit, litellm: &'a str, port: u16, path: &'a str) -> Self {
+        let (principal, rule) = (permit.principal(), permit.rule());
+        let target = Some(TargetDigest::of(path));
+        Self { principal, host: litellm, port, method: "POST", path, target, rule, secret: None }
     }
 
     /// A call of a tool that the tier's allow-list names.
     #[must_use]
     pub fn of_tool(principal: &'a PrincipalName, server: &'a str, port: u16, tool: &'a str, rule: &'a str) -> Self {
-        Self { principal, host: server, port, method: "tools/call", path: tool, rule, secret: None }
+        Self { principal, host: server, port, method: "tools/call", path: tool, target: None, rule, secret: None }
+    }
+
+    /// Asking a server of the tier which tools it has.
+    #[must_use]
+    pub fn of_list(principal: &'a PrincipalName, server: &'a str, port: u16, rule: &'a str) -> Self {
+        Self { principal, host: server, port, method: "tools/list", path: "", target: None, rule, secret: None }
     }
 }
 
@@ -90,6 +92,8 @@ pub async fn record(bus: &Bus, attempt: &Attempt, departure: &Departure<'_>) -> 
         port: departure.port,
         method: departure.method.to_owned(),
         path: harmless(departure.path, MOST_PATH),
+        target_sha256: departure.target.as_ref().map(|target| target.sha256.clone()),
+        target_bytes: departure.target.as_ref().map(|target| target.bytes),
         rule: harmless(departure.rule, MOST_HOST),
         secret: departure.secret.cloned(),
         turn: attempt.turn.turn.clone(),

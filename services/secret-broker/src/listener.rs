@@ -1,5 +1,5 @@
-//! Accepting connections: the loop that all ingresses share. It bounds connections per tier and ends when the service
-//! drains; what is said on a connection is the ingress's own.
+//! Accepting connections: the loop that all ingresses share. It bounds connections (`connections`) and ends when the
+//! service drains; what is said on a connection is the ingress's own.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -7,16 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use assistant_proto::event::Layer;
-use http::StatusCode;
 use http_body_util::BodyExt;
-use policy::Denial;
 use service_kit::task::OnEnd;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use crate::attempt::Attempt;
+use crate::connections::Full;
 use crate::identity::ListenerId;
-use crate::refusal::Refusal;
 use crate::state::{State, Tier};
 
 /// The head of a request, in bytes; also the most that is buffered for a peer.
@@ -35,7 +33,7 @@ pub struct Door {
     pub id: ListenerId,
     /// For events.
     pub layer: Layer,
-    /// For events, `https` or `mcp` ...
+    /// For events, `https`, `http` or `mcp`.
     pub protocol: &'static str,
     /// Name of the connection tasks.
     pub task: &'static str,
@@ -53,8 +51,8 @@ pub fn http1() -> hyper::server::conn::http1::Builder {
     builder
 }
 
-/// Accepts until `draining`, and runs `serve` for each connection in a task of its own that holds one of the tier's
-/// connection permits.
+/// Accepts until `draining`, and runs `serve` for each connection in a task of its own that holds its place among the
+/// tier's connections.
 ///
 /// # Errors
 /// Never by itself: accept errors pass.
@@ -88,35 +86,28 @@ where
             tracing::debug!(%error, "peer is gone");
             continue;
         }
-        match Arc::clone(&tier.connections).try_acquire_owned() {
-            Ok(permit) => {
+        let principal = state.directory.at(&door.id, peer).map(|principal| &principal.name);
+        match tier.connections.admit(door.id.network, principal) {
+            Ok(admission) => {
                 let connection = serve(stream, peer);
                 state.tasks.spawn(door.task, OnEnd::Expected, async move {
                     let outcome = connection.await;
-                    drop(permit);
+                    drop(admission);
                     outcome
                 });
             }
-            Err(_) => turn_away(&state, &door, stream, peer).await,
+            Err(full) => turn_away(&state, &door, full, stream, peer).await,
         }
     }
 }
 
-/// Over the tier's limit: says so without spending a task on it.
-async fn turn_away(state: &State, door: &Door, stream: TcpStream, peer: SocketAddr) {
+/// Over a limit: says so without spending a task on it.
+async fn turn_away(state: &State, door: &Door, full: Full, stream: TcpStream, peer: SocketAddr) {
     let mut attempt = Attempt::begin(&state.turns, &door.id.tier, door.layer, door.protocol, "broker.accept");
     if let Some(principal) = state.directory.at(&door.id, peer) {
         attempt.authenticated(&principal.name);
     }
-    let refusal = Refusal::new(
-        StatusCode::SERVICE_UNAVAILABLE,
-        Denial::new(
-            "too-many-connections",
-            "the tier has as many connections open as it may",
-            "close idle connections; the limit is per tier and fixed for now",
-        ),
-    );
-    let (head, body) = state.deny(&attempt, &refusal).into_parts();
+    let (head, body) = state.deny(&attempt, &full.refusal()).into_parts();
     let Ok(body) = body.collect().await else { return };
     let body = body.to_bytes();
     let mut answer = format!(

@@ -146,6 +146,7 @@ impl Conversation {
         // may be a credential.
         let asked = uri.authority().map(http::uri::Authority::as_str).unwrap_or_default();
         attempt.aims_at(uri.host().unwrap_or_default(), uri.port_u16());
+        attempt.asks(request.method(), uri);
         attempt.span.record("http.request.method", request.method().as_str());
         let principal = self.state.authenticate_proxy(&self.id, self.peer, request.headers())?;
         attempt.authenticated(&principal.name);

@@ -1,8 +1,10 @@
 //! A refusal on its way to the one who asked: an HTTP status around a [`policy::Denial`], and how it looks on the wire.
 //!
-//! Every refusal has a stable reason, a sentence for a person and the smallest change that would allow it. Whether an
+//! Every refusal has a stable reason, a sentence for a person and the smallest change that would allow it; at the model
+//! ingress in the form in which clients of OpenAI's API look for errors. Whether an
 //! event is published for it is the refusal's own property, so that no layer counts an attempt twice.
 
+use assistant_proto::event::Layer;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue, PROXY_AUTHENTICATE, WWW_AUTHENTICATE};
 use http::{Response, StatusCode};
@@ -59,14 +61,25 @@ impl Refusal {
         Self::new(StatusCode::BAD_REQUEST, Denial::new(reason, detail, fix))
     }
 
-    /// The answer: `{error, reason, detail, fix, trace_id}`.
+    /// The answer: `{error, reason, detail, fix, trace_id}`. At the model ingress `error` is an object as OpenAI's API
+    /// has it, else a text.
     #[must_use]
-    pub fn response(&self, trace_id: &str) -> Response<Body> {
+    pub fn response(&self, layer: Layer, trace_id: &str) -> Response<Body> {
+        let (detail, fix) = (harmless(&self.denial.detail, MOST_TEXT), harmless(&self.denial.fix, MOST_TEXT));
+        let error = match layer {
+            Layer::Models => serde_json::json!({
+                "message": format!("{detail}; {fix}"),
+                "type": "refused_by_secret_broker",
+                "param": null,
+                "code": self.denial.reason,
+            }),
+            _ => serde_json::json!("refused by secret-broker"),
+        };
         let content = serde_json::json!({
-            "error": "refused by secret-broker",
+            "error": error,
             "reason": self.denial.reason,
-            "detail": harmless(&self.denial.detail, MOST_TEXT),
-            "fix": harmless(&self.denial.fix, MOST_TEXT),
+            "detail": detail,
+            "fix": fix,
             "trace_id": trace_id,
         });
         let mut response = Response::new(body::full(Bytes::from(content.to_string())));

@@ -5,7 +5,6 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -20,17 +19,19 @@ use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
-use policy::{Denial, HostPermit, Permit, Target, decide};
+use policy::{Carried, Denial, HostPermit, Permit, Target, decide};
 use tokio::time::Instant;
 use tracing::Instrument;
 
-use crate::attempt::{Attempt, Left};
+use crate::account::{Account, Sent, length};
+use crate::attempt::Attempt;
 use crate::body::{Body, BodyError, bounded};
 use crate::framing::Ambiguity;
 use crate::journal::{self, Departure};
 use crate::refusal::Refusal;
 use crate::rewrite::{scrub_body, scrub_headers};
 use crate::state::{State, Tier};
+use crate::turn::{self, InTurn};
 use crate::upstream::{self, UpstreamError};
 use crate::{credential, headers, inject, routing};
 
@@ -66,7 +67,8 @@ impl Relay {
 
     /// Answers one request, whatever becomes of it.
     pub async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
-        let attempt = self.begin();
+        let mut attempt = self.begin();
+        attempt.asks(request.method(), request.uri());
         attempt.span.record("http.request.method", request.method().as_str());
         let span = attempt.span.clone();
         match self.forward(&attempt, request).instrument(span).await {
@@ -106,51 +108,74 @@ impl Relay {
 
     async fn forward(&self, attempt: &Attempt, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
         let (parts, incoming) = request.into_parts();
-        let permit = self.permit(attempt, &parts)?;
+        let request = self.read(attempt, &parts)?;
+        let mut outgoing = headers::of_request(parts.headers);
+        let body = !incoming.is_end_stream();
+        let carried = outgoing.iter().map(|(name, value)| (name.as_str(), value.len()));
+        let permit = decide(&self.tier.policy, self.permit.principal(), &request, Carried { body, headers: carried })?;
         attempt.span.record("rule", permit.rule());
         let method = permit.request().method.clone();
-        if method.is_read() && !incoming.is_end_stream() {
+        if method.is_read() && body {
             return Err(Refusal::bad_request(
                 "body-not-allowed",
                 format!("a {method} request with a body is not passed on"),
                 "send GET and HEAD without a body",
             ));
         }
-        let mut outgoing = headers::of_request(parts.headers);
+        if permit.only_reads() {
+            headers::keep_for_reading(&mut outgoing);
+        }
         let ready = inject::prepare(&permit, &outgoing, &self.state.secrets)?;
         let recorded = journal::record(&self.state.bus, attempt, &Departure::of_request(&permit)).await?;
         let mut sender = self.sender(attempt).await.map_err(|error| error.refusal())?;
+        let mut within = InTurn::of(&self.state.turns, &self.tier, attempt);
+        if within.is_over() {
+            return Err(turn::over());
+        }
 
         if let Some(ready) = &ready {
             let secret = ready.inject(&mut outgoing)?;
             self.state.injected(attempt, permit.principal(), secret, permit.request().target.host(), permit.rule());
         }
-        let sent = Arc::new(AtomicU64::new(0));
-        let body = Counted { inner: bounded(incoming), count: Arc::clone(&sent) }.boxed_unsync();
+        let sent = Arc::<Sent>::default();
+        let of_body = InTurn::of(&self.state.turns, &self.tier, attempt);
+        let body = Counted { inner: bounded(incoming), within: of_body, sent: Arc::clone(&sent) }.boxed_unsync();
         let request = outbound(&permit, outgoing, body)?;
         // From here on the request counts as having left, whatever comes of it.
-        let mut account = Account::new(&self.state, attempt, &permit, sent);
+        let mut account = Account::of_request(&self.state, &self.tier, attempt, &permit, Arc::clone(&sent));
         tracing::info!(rule = permit.rule(), source = permit.source(), method = %method, path = %permit.request().path, "permitted");
-        let response = match upstream::send(&mut sender, request, &recorded).await {
-            Ok(response) => response,
-            // The kept connection had ended meanwhile and nothing was sent on it: once more on a fresh one.
-            Err((_, Some(request))) => {
-                sender = self.dial(attempt).await.map_err(|error| {
-                    account.left = false;
-                    error.refusal()
-                })?;
-                upstream::send(&mut sender, request, &recorded).await.map_err(|(error, _)| error.refusal())?
+        let exchange = async {
+            match upstream::send(&mut sender, request, &recorded).await {
+                Ok(response) => Ok(response),
+                // The kept connection had ended meanwhile and nothing was sent on it: once more on a fresh one.
+                Err((_, Some(request))) => {
+                    sender = self.dial(attempt).await.map_err(|error| {
+                        account.left = false;
+                        error.refusal()
+                    })?;
+                    upstream::send(&mut sender, request, &recorded).await.map_err(|(error, _)| error.refusal())
+                }
+                Err((error, None)) => Err(error.refusal()),
             }
-            Err((error, None)) => return Err(error.refusal()),
         };
-        account.status = response.status().as_u16();
-        let answer = self.answer_from(&method_of(&permit), response, account)?;
+        // Dropping the exchange ends its connection.
+        let response = tokio::select! {
+            response = exchange => response,
+            () = within.over() => Err(turn::cut()),
+        };
+        account.status = response.as_ref().map_or(0, |response| response.status().as_u16());
+        if account.left && (within.is_over() || sent.cut() == Some(turn::OVER)) {
+            account.cut = Some(turn::OVER);
+            return Err(turn::cut());
+        }
+        let response = response?;
+        let answer = self.answer_from(&permit, response, account)?;
         *self.link() = Some(Link { sender, turn: attempt.turn.turn.clone(), used: Instant::now() });
         Ok(answer)
     }
 
-    /// Everything that is decided about a request, from its head alone.
-    fn permit(&self, attempt: &Attempt, parts: &Parts) -> Result<Permit, Refusal> {
+    /// The request as it is decided on, if its head can be read in one way only and the tier may ask anything now.
+    fn read(&self, attempt: &Attempt, parts: &Parts) -> Result<policy::Request, Refusal> {
         if self.ambiguity.is_raised() {
             return Err(headers::conflicting_length());
         }
@@ -172,7 +197,7 @@ impl Relay {
                 .map_err(|denial| Refusal::new(StatusCode::BAD_REQUEST, denial))?;
         routing::check(&parts.headers, request.query.as_ref())?;
         self.state.check_turn(&self.tier, attempt)?;
-        Ok(decide(&self.tier.policy, self.permit.principal(), &request)?)
+        Ok(request)
     }
 
     /// The kept connection if it is this turn's and still open, else a new one.
@@ -195,21 +220,21 @@ impl Relay {
 
     fn answer_from(
         &self,
-        method: &Method,
+        permit: &Permit,
         response: Response<Incoming>,
         account: Account,
     ) -> Result<Response<Body>, Refusal> {
         let (mut parts, incoming) = response.into_parts();
         headers::check_answer(parts.status, &parts.headers)?;
-        let bodiless = *method == Method::HEAD || parts.status == StatusCode::NOT_MODIFIED;
+        let bodiless = method_of(permit) == Method::HEAD || parts.status == StatusCode::NOT_MODIFIED;
         headers::of_answer(&mut parts.headers, bodiless);
-        if account.permit.injection().is_some() {
+        if permit.injection().is_some() {
             let dropped = credential::drop_issued(&mut parts.headers);
-            account.attempt.span.record("answer.credentials_dropped", dropped);
+            account.attempt().span.record("answer.credentials_dropped", dropped);
         }
         scrub_headers(&self.tier.scrubber, &mut parts.headers);
-        let accounted = Accounted { inner: bounded(incoming), account }.boxed_unsync();
-        let mut answer = Response::new(scrub_body(&self.tier.scrubber, accounted));
+        let followed = account.follow(bounded(incoming), u64::MAX);
+        let mut answer = Response::new(scrub_body(&self.tier.scrubber, followed));
         // The reason phrase and other extensions stay behind: hyper writes the standard phrase of the status.
         *answer.status_mut() = parts.status;
         *answer.headers_mut() = parts.headers;
@@ -257,55 +282,33 @@ fn method_of(permit: &Permit) -> Method {
     Method::from_bytes(permit.request().method.as_str().as_bytes()).unwrap_or_default()
 }
 
-/// Publishes `egress.allowed` exactly once, when the answer has been passed on or was given up.
-struct Account {
-    state: Arc<State>,
-    attempt: Attempt,
-    permit: Permit,
-    /// False when it turned out that nothing could be sent after all.
-    left: bool,
-    status: u16,
-    sent: Arc<AtomicU64>,
-    received: u64,
-}
-
-impl Account {
-    fn new(state: &Arc<State>, attempt: &Attempt, permit: &Permit, sent: Arc<AtomicU64>) -> Self {
-        Self {
-            state: Arc::clone(state),
-            attempt: attempt.clone(),
-            permit: permit.clone(),
-            left: true,
-            status: 0,
-            sent,
-            received: 0,
-        }
-    }
-}
-
-impl Drop for Account {
-    fn drop(&mut self) {
-        if !self.left {
-            return;
-        }
-        self.state.allowed(
-            &self.attempt,
-            &Left {
-                method: self.permit.request().method.as_str(),
-                path: self.permit.request().path.as_str(),
-                rule: self.permit.rule(),
-                status: self.status,
-                bytes_out: self.sent.load(Ordering::Relaxed),
-                bytes_in: self.received,
-            },
-        );
-    }
-}
-
-/// Counts what a container sends, and passes on data only: trailers of requests are nothing a rule has seen.
+/// Counts what a container sends, while its turn lasts, and passes on data only: trailers of requests are nothing a rule
+/// has seen.
 struct Counted {
     inner: Body,
-    count: Arc<AtomicU64>,
+    within: InTurn,
+    sent: Arc<Sent>,
+}
+
+impl Counted {
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
+        if self.within.poll_over(cx).is_ready() {
+            return Poll::Ready(Some(Err(BodyError::TurnOver)));
+        }
+        loop {
+            match ready!(Pin::new(&mut self.inner).poll_frame(cx)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => {
+                        self.sent.add(length(&data));
+                        return Poll::Ready(Some(Ok(data)));
+                    }
+                    Err(_trailers) => {}
+                },
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => return Poll::Ready(None),
+            }
+        }
+    }
 }
 
 impl fmt::Debug for Counted {
@@ -318,20 +321,13 @@ impl http_body::Body for Counted {
     type Data = Bytes;
     type Error = BodyError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        loop {
-            let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
-            match frame {
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) => {
-                        self.count.fetch_add(length(&data), Ordering::Relaxed);
-                        return Poll::Ready(Some(Ok(Frame::data(data))));
-                    }
-                    Err(_trailers) => {}
-                },
-                end => return Poll::Ready(end),
-            }
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        let data = ready!(this.poll_data(cx));
+        if let Some(why) = data.as_ref().and_then(|data| data.as_ref().err()).and_then(BodyError::cut) {
+            this.sent.end(why);
         }
+        Poll::Ready(data.map(|data| data.map(Frame::data)))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -341,37 +337,4 @@ impl http_body::Body for Counted {
     fn size_hint(&self) -> SizeHint {
         self.inner.size_hint()
     }
-}
-
-/// Keeps the account open while the answer flows.
-struct Accounted {
-    inner: Body,
-    account: Account,
-}
-
-impl http_body::Body for Accounted {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
-        if let Some(Ok(frame)) = &frame
-            && let Some(data) = frame.data_ref()
-        {
-            self.account.received = self.account.received.saturating_add(length(data));
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
-    }
-}
-
-fn length(data: &Bytes) -> u64 {
-    u64::try_from(data.len()).unwrap_or(u64::MAX)
 }

@@ -2,8 +2,9 @@
 //!
 //! A secret is found as it is, in base64 and base64url at each of the three alignments, in hex of any case, and each of
 //! these also with any of its characters percent-encoded or JSON-escaped. A secret that is itself hex or a UUID is found
-//! in any case too, with and without its hyphens: hosts spell such values as they like. What is found is overwritten with `*`, byte
-//! for byte: lengths and offsets stay true, so nothing else of the answer changes, and overlapping finds cannot shield
+//! in any case too, with and without its hyphens: hosts spell such values as they like. A secret that is itself an
+//! encoding of text, as what stands behind `Basic` is, is found as that text as well, and so is what stands behind the
+//! text's first colon, which is the password. What is found is overwritten with `*`, byte for byte: lengths and offsets stay true, so nothing else of the answer changes, and overlapping finds cannot shield
 //! one another.
 //!
 //! A stream holds back only what may still become a find: the longest suffix that is the beginning of some form. An
@@ -17,14 +18,15 @@ use std::fmt;
 use std::sync::Arc;
 
 use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
-use base64::Engine as _;
-use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+use base64::engine::DecodePaddingMode;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+use base64::{Engine as _, alphabet};
 use zeroize::Zeroizing;
 
 pub mod answer;
 mod view;
 
-pub use answer::{scrub_body, scrub_headers};
+pub use answer::{scrub_body, scrub_headers, scrub_text};
 use view::{Encoding, View};
 
 /// What a found secret is overwritten with. Valid in header values, in JSON strings and in URLs.
@@ -90,7 +92,9 @@ impl Scrubber {
         if values.is_empty() {
             return Ok(Self { search: None });
         }
-        let mut forms: Vec<Form> = values.iter().flat_map(|value| forms(value)).collect();
+        let meant: Vec<Zeroizing<Vec<u8>>> = values.iter().flat_map(|value| decoded(value)).collect();
+        let values = values.into_iter().chain(meant.iter().map(|value| value.as_slice()));
+        let mut forms: Vec<Form> = values.flat_map(forms).collect();
         forms.sort_by(|one, other| {
             let by_text = one.text.as_slice().cmp(other.text.as_slice());
             one.lower.as_slice().cmp(other.lower.as_slice()).then(by_text).then(other.any_case.cmp(&one.any_case))
@@ -273,6 +277,34 @@ fn forms(value: &[u8]) -> Vec<Form> {
         }
     }
     forms
+}
+
+/// What a secret says if it is an encoding of text, and the parts of that which are secrets by themselves: what follows the
+/// first colon (`user:password`), or what precedes it where nothing follows (some hosts want a key as the user). Parts
+/// as short as no secret is are left out: they would be found by chance.
+fn decoded(value: &[u8]) -> Vec<Zeroizing<Vec<u8>>> {
+    let config = GeneralPurposeConfig::new()
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+        .with_decode_allow_trailing_bits(true);
+    let engines = [&alphabet::STANDARD, &alphabet::URL_SAFE].map(|alphabet| GeneralPurpose::new(alphabet, config));
+    let base64 = engines.iter().filter_map(|engine| engine.decode(value).ok());
+    let texts = base64.chain(hex::decode(value).ok()).map(Zeroizing::new);
+    let is_text =
+        |text: &[u8]| text.len() >= crate::secrets::SHORTEST && text.iter().all(|byte| (0x21..=0x7e).contains(byte));
+    let mut found = Vec::new();
+    for text in texts.filter(|text| is_text(text)) {
+        let mut halves = text.splitn(2, |byte| *byte == b':');
+        let part = match (halves.next(), halves.next()) {
+            (Some(before), Some([])) => before,
+            (_, Some(after)) => after,
+            _ => &[],
+        };
+        if is_text(part) {
+            found.push(Zeroizing::new(part.to_vec()));
+        }
+        found.push(text);
+    }
+    found
 }
 
 #[cfg(test)]

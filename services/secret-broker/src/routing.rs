@@ -1,8 +1,12 @@
 //! Requests that ask a server to read them as another request: another method, path or host than the one that was decided
 //! on. They are refused, not mended: who sends such a header means something by it.
 //!
+//! It names what is known to reroute. A request into which a secret is put has a closed list of headers besides
+//! (`policy::carrying`).
+//!
 //! Sources: `X-HTTP-Method-Override` and its kin (Google, Microsoft, IBM), Rack's and Symfony's `_method`, IIS's and
-//! Symfony's `X-Original-URL` and `X-Rewrite-URL`, RFC 7239 and the `X-Forwarded-*` before it.
+//! Symfony's `X-Original-URL` and `X-Rewrite-URL`, Envoy's `X-Envoy-Original-Path`, RFC 7239 and the `X-Forwarded-*` before
+//! it, what reverse proxies and gateways are commonly told their upstream by, Facebook's `method`.
 
 use http::header::HeaderMap;
 use policy::Query;
@@ -12,15 +16,52 @@ use crate::refusal::Refusal;
 const NAMES: &[&str] = &[
     "x-http-method-override",
     "x-http-method",
+    "x-http-verb",
+    "x-method",
     "x-method-override",
+    "x-request-method",
     "x-host",
+    "x-path",
+    "x-uri",
+    "x-url",
+    "x-request-path",
+    "x-request-uri",
+    "x-request-url",
+    "x-server-name",
     "x-real-ip",
+    "x-client-ip",
+    "x-remote-addr",
+    "x-remote-ip",
+    "x-cluster-client-ip",
+    "x-originating-ip",
+    "true-client-ip",
+    "cf-connecting-ip",
+    "base-url",
+    "http-host",
+    "proxy-host",
+    "proxy-url",
+    "request-uri",
     "forwarded",
     "x-forwarded",
+    "x-original",
+    "x-rewrite",
 ];
-const BEGINNINGS: &[&str] = &["x-forwarded-", "x-original-", "x-rewrite-"];
+const BEGINNINGS: &[&str] = &[
+    "x-forward-",
+    "x-forwarded-",
+    "x-original-",
+    "x-rewrite-",
+    "x-envoy-",
+    "x-proxy-",
+    "x-backend-",
+    "x-upstream-",
+    "x-target-",
+    "x-destination-",
+    "x-real-",
+    "x-override-",
+];
 /// Query parameters that frameworks read as the method.
-const PARAMETERS: &[&str] = &["_method", "$httpmethod"];
+const PARAMETERS: &[&str] = &["_method", "$httpmethod", "method", "http_method", "http-method", "httpmethod"];
 
 /// Refuses what could be taken for another request.
 ///
@@ -73,6 +114,14 @@ mod tests {
             ("x-forwarded-anything", false),
             ("x_forwarded_proto", false),
             ("forwarded", false),
+            ("x-envoy-original-path", false),
+            ("x-envoy-decorator-operation", false),
+            ("x-proxy-url", false),
+            ("x-backend-host", false),
+            ("x_backend_url", false),
+            ("x-upstream-host", false),
+            ("x-target-url", false),
+            ("x-real-host", false),
             ("x-request-id", true),
             ("x-api-token", true),
             ("content-type", true),
@@ -92,7 +141,12 @@ mod tests {
             ("a=1;%5Fmethod=DELETE", false),
             ("x-http-method-override=DELETE", false),
             ("X-HTTP-Method-Override=DELETE", false),
-            ("method=x", true),
+            ("method=DELETE", false),
+            ("a=1&http_method=put", false),
+            ("HTTP_METHOD=put", false),
+            ("x-envoy-original-path=/", false),
+            ("methods=x", true),
+            ("payment_method=x", true),
             ("a=_method", true),
             ("", true),
         ] {

@@ -8,16 +8,22 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 
+use assistant_proto::config::Mode;
 use assistant_proto::name::SecretName;
-use policy::{ModelPermit, Permit};
+use http::StatusCode;
+use policy::{Denial, ModelPermit, Permit};
 use service_kit::files::read_secret;
 use service_kit::text::chain;
 use zeroize::Zeroizing;
+
+use crate::refusal::Refusal;
 
 /// A shorter secret would be found by chance in harmless answers, and its encoded forms even more so.
 pub const SHORTEST: usize = 8;
 /// Bounds how much of an answer the scrubber has to hold back.
 pub const LONGEST: usize = 8 * 1024;
+/// Where the VM keeps the stack's state; below it a folder per mode.
+const STATE_DIR: &str = "/var/lib/assistant";
 
 /// A secret's value.
 pub struct Secret(Zeroizing<String>);
@@ -83,20 +89,21 @@ pub enum SecretProblem {
     #[error("it has characters other than visible ASCII")]
     NotVisibleAscii,
     /// Nothing refers to it.
-    #[error("no rule and no model route names it")]
+    #[error("no rule names it")]
     Unnamed,
 }
 
 /// All secrets by name.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Secrets {
+    mode: Mode,
     by_name: BTreeMap<SecretName, Result<Secret, SecretProblem>>,
 }
 
 impl Secrets {
     /// Reads one file per name from `dir`.
     #[must_use]
-    pub fn load(dir: &Path, names: impl IntoIterator<Item = SecretName>) -> Self {
+    pub fn load(mode: Mode, dir: &Path, names: impl IntoIterator<Item = SecretName>) -> Self {
         let by_name = names
             .into_iter()
             .map(|name| {
@@ -107,7 +114,22 @@ impl Secrets {
                 (name, secret)
             })
             .collect();
-        Self { by_name }
+        Self { mode, by_name }
+    }
+
+    /// What is said where a secret is needed and cannot be used. Names the file that a person has to write on the VM:
+    /// the one read here is a copy.
+    #[must_use]
+    pub fn refusal(&self, name: &SecretName, problem: &str) -> Refusal {
+        let file = format!("{STATE_DIR}/{}/secrets/{name}", self.mode.as_str());
+        Refusal::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            Denial::new(
+                "secret-missing",
+                format!("the secret {name} cannot be used: {problem}"),
+                format!("write its value to {file} (as root, mode 0600); it is taken up within a minute"),
+            ),
+        )
     }
 
     /// The secret, or why it cannot be used.
@@ -149,7 +171,7 @@ mod tests {
             std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
         }
         let names = ["good", "open", "short", "odd", "gone"].map(|name| name.parse::<SecretName>().unwrap());
-        let secrets = Secrets::load(dir.path(), names.clone());
+        let secrets = Secrets::load(Mode::Live, dir.path(), names.clone());
         let usable: Vec<_> = names.iter().map(|name| secrets.value(name).is_ok()).collect();
         assert_eq!(usable, [true, false, false, false, false]);
         assert_eq!(secrets.value(&names[0]).unwrap().dangerous_expose(), "0123456789");

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use assistant_proto::config::{BrokerConfig, BrokerTier, McpServer, ModelRoute};
+use assistant_proto::config::{BrokerConfig, BrokerTier, Confidentiality, McpServer};
 use assistant_proto::event::{EventId, SecretInjected};
 use assistant_proto::name::{HostName, PrincipalName, SecretName, TierName};
 use http::{HeaderMap, Response};
@@ -15,20 +15,19 @@ use service_kit::bus::Bus;
 use service_kit::clock;
 use service_kit::task::Tasks;
 use service_kit::turns::Turns;
-use tokio::sync::Semaphore;
 
 use crate::attempt::{Attempt, Left};
 use crate::authority::{Authority, AuthorityError};
 use crate::body::Body;
+use crate::connections::Connections;
 use crate::denials::Denials;
 use crate::identity::{Directory, ListenerId, Principal, Scheme};
+use crate::ingress::room::{Room, Rooms};
+use crate::models::litellm::Models;
 use crate::refusal::{Counted, Refusal};
 use crate::rewrite::Scrubber;
 use crate::secrets::Secrets;
 use crate::upstream::{SetupError, Upstream};
-
-/// Connections a tier may hold open at the broker, all ingresses together. Each costs two tasks and some buffers.
-const MOST_CONNECTIONS: usize = 256;
 
 /// Why the state could not be built from a configuration.
 #[derive(Debug, thiserror::Error)]
@@ -67,7 +66,7 @@ pub struct State {
     /// Leaves for interception.
     pub authority: Authority,
     /// Where model calls go.
-    pub model: ModelRoute,
+    pub models: Models,
     /// Which turn each tier is in.
     pub turns: Turns,
     /// Where events go.
@@ -86,14 +85,18 @@ pub struct Tier {
     pub name: TierName,
     /// Whether requests outside a turn are allowed.
     pub background: bool,
+    /// Which model route it has.
+    pub confidential: Confidentiality,
     /// What its principals may do.
     pub policy: TierPolicy,
     /// Its MCP servers.
     pub mcp_servers: Vec<McpServer>,
-    /// Finds, in answers, every secret that can be put into this tier's requests.
+    /// Finds, in answers, every secret that can be put into this tier's requests, and the key of its LiteLLM.
     pub scrubber: Arc<Scrubber>,
-    /// One permit per open connection.
-    pub connections: Arc<Semaphore>,
+    /// How many connections its containers hold open.
+    pub connections: Connections,
+    /// Its share of the memory for what is parsed.
+    pub(crate) room: Room,
 }
 
 impl State {
@@ -115,23 +118,24 @@ impl State {
         if !problems.is_empty() {
             return Err(StateError::Config(problems));
         }
-        let named: Vec<SecretName> =
-            policies.values().flat_map(TierPolicy::secrets).chain(config.model.key.as_ref()).cloned().collect();
+        let named: Vec<SecretName> = policies.values().flat_map(TierPolicy::secrets).cloned().collect();
         let injections = named.iter().map(|name| (name.clone(), AtomicU64::new(0))).collect();
-        let secrets = Secrets::load(&config.secrets_dir, named);
+        let secrets = Secrets::load(config.common.mode, &config.secrets_dir, named);
+        let models = Models::open(config.models, &tasks);
         let principals = config
             .tiers
             .iter()
             .flat_map(|tier| tier.principals.iter().filter_map(|principal| Principal::new(&tier.name, principal)))
             .collect();
-        let users = config.tiers.iter().map(|tier| tier.name.as_str()).chain([config.model.squid_user.as_str()]);
+        let users = config.tiers.iter().map(|tier| tier.name.as_str());
         let upstream =
             Upstream::new(config.common.mode, config.squid, &config.upstream_roots, &config.squid_users_dir, users)?;
         let authority = Authority::load(&config.intercept_ca_file, &config.intercept_ca_key_file)?;
         let mut tiers = BTreeMap::new();
+        let rooms = Rooms::default();
         for tier in config.tiers {
             let Some(policy) = policies.remove(&tier.name) else { continue };
-            let tier = Tier::new(tier, policy, &secrets, config.model.key.as_ref())?;
+            let tier = Tier::new(tier, policy, &secrets, &models, rooms.share())?;
             tiers.insert(tier.name.clone(), Arc::new(tier));
         }
         Ok(Self {
@@ -140,7 +144,7 @@ impl State {
             secrets,
             upstream,
             authority,
-            model: config.model,
+            models,
             turns: Turns::new(),
             denials: Denials::new(bus.clone()),
             bus,
@@ -211,7 +215,7 @@ impl State {
     pub fn deny(&self, attempt: &Attempt, refusal: &Refusal) -> Response<Body> {
         self.count_denied(attempt, refusal);
         attempt.span.record("http.response.status_code", refusal.status.as_u16());
-        refusal.response(&attempt.trace_id())
+        refusal.response(attempt.layer, &attempt.trace_id())
     }
 
     /// Publishes that a request left.
@@ -256,22 +260,25 @@ impl Tier {
         tier: BrokerTier,
         policy: TierPolicy,
         secrets: &Secrets,
-        model_key: Option<&SecretName>,
+        models: &Models,
+        room: Room,
     ) -> Result<Self, StateError> {
         let values = policy
             .secrets()
-            .chain(model_key)
             .filter_map(|name| secrets.value(name).ok())
+            .chain(models.key(tier.confidential))
             .map(|secret| secret.dangerous_expose().as_bytes());
         let scrubber =
             Scrubber::new(values).map_err(|source| StateError::Scrubber { tier: tier.name.clone(), source })?;
         Ok(Self {
             name: tier.name,
             background: tier.background,
+            confidential: tier.confidential,
             policy,
+            connections: Connections::new(&tier.principals),
+            room,
             mcp_servers: tier.mcp_servers,
             scrubber: Arc::new(scrubber),
-            connections: Arc::new(Semaphore::new(MOST_CONNECTIONS)),
         })
     }
 }

@@ -1,5 +1,6 @@
-//! The only way out of the broker: a CONNECT to Squid on `transit` as the tier's Squid user, then TLS that is verified
-//! here, then HTTP/1.1. There is no direct dialling and no unverified mode.
+//! The only way from the broker to the internet: a CONNECT to Squid on `transit` as the tier's Squid user, then TLS that is
+//! verified here, then HTTP/1.1. There is no direct dialling and no unverified mode. (Model calls go to a LiteLLM of the
+//! stack, see `models`; it has a Squid user of its own.)
 //!
 //! It knows nothing of rules and secrets. Each Squid user has a TLS client of its own, so that no session ticket links
 //! one tier's traffic to another's.
@@ -22,10 +23,10 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use policy::Denial;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, InvalidDnsNameError, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::ClientConfig;
+use rustls::pki_types::{InvalidDnsNameError, ServerName};
 use service_kit::files::read_secret;
+use service_kit::roots::{RootsError, trusted};
 use service_kit::task::{OnEnd, Tasks};
 use service_kit::trace::current_traceparent;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -46,9 +47,10 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(15);
 pub const ANSWER_DEADLINE: Duration = Duration::from_secs(300);
 /// Squid's answer to CONNECT has a handful of short headers.
 const MOST_CONNECT_ANSWER: usize = 8 * 1024;
-/// Head of an answer.
-const MOST_ANSWER_HEAD: usize = 64 * 1024;
-const MOST_ANSWER_HEADERS: usize = 128;
+/// Head of an answer, in bytes.
+pub(crate) const MOST_ANSWER_HEAD: usize = 64 * 1024;
+/// Header lines of an answer.
+pub(crate) const MOST_ANSWER_HEADERS: usize = 128;
 
 /// Why nothing came of a request that was permitted.
 #[derive(Debug, thiserror::Error)]
@@ -150,27 +152,9 @@ const CONNECTION: &str = "connection";
 /// Why the way out could not be set up at start.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
-    /// A file of certificates.
-    #[error("cannot read certificates from {path}")]
-    Roots {
-        /// Which file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: rustls::pki_types::pem::Error,
-    },
-    /// A file of certificates has one that is not usable.
-    #[error("a certificate in {path} cannot be used as a root")]
-    BadRoot {
-        /// Which file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: rustls::Error,
-    },
-    /// Nothing would be trusted.
-    #[error("there is no root certificate for upstream TLS; install ca-certificates, or name a file in upstream_roots")]
-    NoRoots,
+    /// No certificates to believe hosts by.
+    #[error("TLS with hosts outside")]
+    Roots(#[from] RootsError),
     /// The password of a Squid user.
     #[error("no usable password for Squid user {user}")]
     Password {
@@ -392,30 +376,6 @@ fn tls_error(error: io::Error) -> UpstreamError {
         Some(inner @ rustls::Error::InvalidCertificate(_)) => UpstreamError::Unverified(inner.clone()),
         _ => UpstreamError::Tls(error),
     }
-}
-
-/// Drill: only the named files, so that nothing of the real internet is believed. Live: the system's store as well.
-fn trusted(mode: Mode, files: &[PathBuf]) -> Result<RootCertStore, SetupError> {
-    let mut roots = RootCertStore::empty();
-    if mode == Mode::Live {
-        let system = rustls_native_certs::load_native_certs();
-        for error in &system.errors {
-            tracing::warn!(%error, "part of the system's certificate store cannot be read");
-        }
-        let (_, ignored) = roots.add_parsable_certificates(system.certs);
-        if ignored > 0 {
-            tracing::debug!(ignored, "certificates of the system's store that cannot be used");
-        }
-    }
-    for path in files {
-        let unreadable = |source| SetupError::Roots { path: path.clone(), source };
-        for certificate in CertificateDer::pem_file_iter(path).map_err(unreadable)? {
-            roots
-                .add(certificate.map_err(unreadable)?)
-                .map_err(|source| SetupError::BadRoot { path: path.clone(), source })?;
-        }
-    }
-    if roots.is_empty() { Err(SetupError::NoRoots) } else { Ok(roots) }
 }
 
 #[cfg(test)]

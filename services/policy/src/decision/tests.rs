@@ -14,6 +14,7 @@ fn rule(id: &str, principals: &[&str], hosts: &[&str], methods: &[&str], paths: 
         hosts: owned(hosts),
         methods: owned(methods),
         paths: owned(paths),
+        read_only: false,
         inject: None,
     }
 }
@@ -36,7 +37,8 @@ fn policy() -> TierPolicy {
 fn outcome(principal: &str, method: &str, url: &str) -> String {
     let policy = policy();
     let principal = principal.parse().unwrap();
-    match Request::parse_url(method, url).and_then(|request| decide(&policy, &principal, &request)) {
+    match Request::parse_url(method, url).and_then(|request| decide(&policy, &principal, &request, Carried::nothing()))
+    {
         Ok(permit) => {
             format!("{} {}", permit.rule(), permit.injection().map_or("-", |injection| injection.secret().as_str()))
         }
@@ -99,7 +101,7 @@ fn the_fix_names_the_smallest_change() {
 #[test]
 fn a_permit_sends_what_was_decided() {
     let request = Request::parse_url("GET", "https://serv.example.com/x/../api/%7ea?b=%2f").unwrap();
-    let permit = decide(&policy(), &"mcp-tasks-marvin".parse().unwrap(), &request).unwrap();
+    let permit = decide(&policy(), &"mcp-tasks-marvin".parse().unwrap(), &request, Carried::nothing()).unwrap();
     assert_eq!(permit.request().origin_form(), "/api/~a?b=%2f");
     let injection = permit.injection().unwrap();
     assert_eq!((injection.header(), injection.expected().as_str()), ("x-api-token", "placeholder"));
@@ -118,6 +120,36 @@ fn a_host_is_reachable_when_some_rule_of_the_principal_leads_there() {
     assert_eq!(decide("zeroclaw-tasks", "x.example.com:443"), Err("host-not-allowed"));
 }
 
+/// The floor of a tier without an identity, and a narrower rule before it.
+fn floor() -> TierPolicy {
+    let reading = config::Rule { read_only: true, ..rule("floor", &["zeroclaw-news"], &[".example.org"], &[], &[]) };
+    let rules = [rule("upload", &["zeroclaw-news"], &["up.example.org"], &["POST"], &["/in"]), reading];
+    TierPolicy::compile(&"news".parse().unwrap(), &rules).unwrap()
+}
+
+#[test]
+fn a_floor_is_for_reading() {
+    let policy = floor();
+    let outcome = |method: &str, url: &str, body: bool, headers: &[(&str, usize)]| {
+        let request = Request::parse_url(method, url).unwrap();
+        let carried = Carried { body, headers: headers.iter().copied() };
+        let permit = decide(&policy, &"zeroclaw-news".parse().unwrap(), &request, carried);
+        permit.map(|permit| permit.rule().to_owned()).map_err(|denial| denial.reason)
+    };
+    let page = "https://docs.example.org/page?q=1";
+    assert_eq!(outcome("GET", page, false, &[("accept", 3), ("user-agent", 900)]), Ok("floor".to_owned()));
+    assert_eq!(outcome("HEAD", page, false, &[]), Ok("floor".to_owned()));
+    assert_eq!(outcome("GET", page, false, &[("cookie", 3)]), Err("header-not-allowed"));
+    assert_eq!(outcome("GET", page, true, &[]), Err("body-not-allowed"));
+    assert_eq!(outcome("POST", page, true, &[]), Err("method-not-allowed"));
+    assert_eq!(outcome("GET", &format!("{page}{}", "x".repeat(2048)), false, &[]), Err("target-too-long"));
+    // What another rule allows is none of the floor's business.
+    assert_eq!(outcome("POST", "https://up.example.org/in", true, &[("x-any", 3)]), Ok("upload".to_owned()));
+    let request = Request::parse_url("POST", page).unwrap();
+    let fix = explain(&policy, &"zeroclaw-news".parse().unwrap(), &request).fix;
+    assert!(fix.contains("tier news: add `docs.example.org` with `methods: [POST]`"), "{fix}");
+}
+
 #[test]
 fn turns() {
     let tier = "tasks".parse().unwrap();
@@ -132,8 +164,34 @@ proptest! {
     fn without_rules_everything_is_denied(host in "[a-z]{1,8}\\.[a-z]{2,6}", path in "/[a-z/]{0,12}", method in "[A-Z]{1,8}") {
         let nothing = TierPolicy::compile(&"tasks".parse().unwrap(), &[]).unwrap();
         if let Ok(request) = Request::parse_url(&method, &format!("https://{host}{path}")) {
-            prop_assert!(decide(&nothing, &"zeroclaw-tasks".parse().unwrap(), &request).is_err());
+            prop_assert!(decide(&nothing, &"zeroclaw-tasks".parse().unwrap(), &request, Carried::nothing()).is_err());
             prop_assert!(decide_host(&nothing, &"zeroclaw-tasks".parse().unwrap(), &request.target).is_err());
+        }
+    }
+
+    #[test]
+    fn who_only_reads_sends_nothing(
+        method in "(GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS|QUERY|[A-Z]{1,8})",
+        path in "/[a-z/]{0,12}",
+        query in "[a-z=&]{0,3000}",
+        body: bool,
+        headers in proptest::collection::vec(
+            ("(accept|accept-language|if-none-match|cookie|authorization|user-agent|sec-fetch-mode|[a-z-]{1,12})", 0_usize..1_000),
+            0..6,
+        ),
+    ) {
+        let reading = config::Rule { read_only: true, ..rule("floor", &["zeroclaw-news"], &["a.example"], &[], &[]) };
+        let policy = TierPolicy::compile(&"news".parse().unwrap(), &[reading]).unwrap();
+        if let Ok(request) = Request::parse_url(&method, &format!("https://a.example{path}?{query}")) {
+            let carried = Carried { body, headers: headers.iter().map(|(name, length)| (name.as_str(), *length)) };
+            if decide(&policy, &"zeroclaw-news".parse().unwrap(), &request, carried).is_ok() {
+                prop_assert!(!body && matches!(method.as_str(), "GET" | "HEAD") && query.len() <= 2048);
+                let passed: Vec<_> = headers.iter().filter(|(name, _)| reading::passes(name)).collect();
+                let once = passed.iter().all(|(name, _)| passed.iter().filter(|(other, _)| other == name).count() == 1);
+                prop_assert!(once && passed.iter().all(|(_, length)| *length <= 512));
+                let carries = |name: &str| headers.iter().any(|(other, _)| other == name);
+                prop_assert!(!carries("cookie") && !carries("authorization"));
+            }
         }
     }
 
@@ -143,7 +201,7 @@ proptest! {
         for principal in ["mcp-tasks-marvin", "zeroclaw-tasks", "zeroclaw-news"] {
             let principal = principal.parse().unwrap();
             let request = Request::parse_url(&method, &format!("https://{host}{path}")).unwrap();
-            if decide(&policy, &principal, &request).is_ok() {
+            if decide(&policy, &principal, &request, Carried::nothing()).is_ok() {
                 prop_assert!(decide_host(&policy, &principal, &request.target).is_ok());
             }
         }

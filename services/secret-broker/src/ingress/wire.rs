@@ -9,27 +9,36 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, ORIGIN};
 use http::{Method, Request, Response, StatusCode};
+use http_body::Body as _;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use policy::Denial;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::room::{Held, Room};
+use super::stall::Stalling;
 use crate::body::Body;
 use crate::listener;
 use crate::refusal::Refusal;
 
 /// How long a request body may take to arrive. Both peers are containers of this machine.
 const BODY_WITHIN: Duration = Duration::from_secs(30);
+/// How long a request waits for room; clients wait for longer.
+const ROOM_WITHIN: Duration = Duration::from_secs(15);
 
 /// Serves one connection. When the service drains, the request under way is finished and the connection closed.
 ///
 /// # Errors
-/// Never: peers hang up as they like.
-pub(crate) async fn connection<F, Fut>(stream: TcpStream, draining: CancellationToken, answer: F) -> anyhow::Result<()>
+/// What ended it early. Peers hang up as they like; whether it is worth counting is the caller's to tell.
+pub(crate) async fn connection<F, Fut>(
+    stream: TcpStream,
+    draining: CancellationToken,
+    answer: F,
+) -> Result<(), hyper::Error>
 where
     F: Fn(Request<Incoming>) -> Fut,
     Fut: Future<Output = Response<Body>>,
@@ -38,19 +47,15 @@ where
         let answer = answer(request);
         async move { Ok::<_, Infallible>(answer.await) }
     });
-    let mut connection = pin!(listener::http1().serve_connection(TokioIo::new(stream), service));
+    let mut connection = pin!(listener::http1().serve_connection(TokioIo::new(Stalling::new(stream)), service));
     // Cancel-safe: the connection is pinned outside and driven on after the token.
-    let served = tokio::select! {
+    tokio::select! {
         served = connection.as_mut() => served,
         () = draining.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
-    };
-    if let Err(error) = served {
-        tracing::debug!(%error, "connection ended");
     }
-    Ok(())
 }
 
 /// The request's method and path, when it is addressed to this door and nothing else: origin form, no query, and not from
@@ -74,22 +79,26 @@ pub(crate) fn not_served(served: &str) -> Refusal {
     )
 }
 
-/// Takes in a JSON body of at most `most` bytes.
+/// Takes in a JSON body of at most `most` bytes, once there is room for it and for what is parsed from it. The room is to
+/// be held as long as either is.
 ///
 /// # Errors
-/// 4xx with what is wrong with it.
-pub(crate) async fn json_body(request: Request<Incoming>, most: usize) -> Result<Bytes, Refusal> {
+/// 4xx with what is wrong with it; 503 `no-room`.
+pub(crate) async fn json_body(request: Request<Incoming>, most: usize, room: &Room) -> Result<(Bytes, Held), Refusal> {
     check_headers(request.headers())?;
+    let said = request.body().size_hint().upper();
+    let expected = said.map_or(most, |said| usize::try_from(said).unwrap_or(usize::MAX));
+    if expected > most {
+        return Err(too_large(most));
+    }
+    let mut held = room.take(expected, Instant::now() + ROOM_WITHIN).await?;
     match timeout(BODY_WITHIN, Limited::new(request.into_body(), most).collect()).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Refusal::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            Denial::new(
-                "body-too-large",
-                format!("the body is larger than {} KiB", most / 1024),
-                "send less; the limit is fixed",
-            ),
-        )),
+        Ok(Ok(body)) => {
+            let body = body.to_bytes();
+            held.shrink(body.len());
+            Ok((body, held))
+        }
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large(most)),
         Ok(Err(_)) => Err(Refusal::bad_request("broken-body", "the body did not arrive whole", "send it again")),
         Err(_) => Err(Refusal::new(
             StatusCode::REQUEST_TIMEOUT,
@@ -100,6 +109,17 @@ pub(crate) async fn json_body(request: Request<Incoming>, most: usize) -> Result
             ),
         )),
     }
+}
+
+fn too_large(most: usize) -> Refusal {
+    Refusal::new(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        Denial::new(
+            "body-too-large",
+            format!("the body is larger than {} KiB", most / 1024),
+            "send less; the limit is fixed",
+        ),
+    )
 }
 
 fn check_headers(headers: &HeaderMap) -> Result<(), Refusal> {

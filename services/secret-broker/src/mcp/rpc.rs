@@ -1,6 +1,7 @@
 //! JSON-RPC 2.0 as far as MCP needs it: one message a body, read in exactly one way.
 
 use serde::Serialize;
+use serde_json::value::RawValue;
 use serde_json::{Map, Number, Value, json};
 
 use crate::ingress::exact;
@@ -96,13 +97,29 @@ pub(super) fn read(body: &[u8]) -> Result<Message, Refusal> {
     }
 }
 
-/// The body of an answer.
-pub(super) fn answer(id: &Id, outcome: &Result<Value, RpcError>) -> Vec<u8> {
-    let content = match outcome {
-        Ok(result) => json!({"jsonrpc": "2.0", "id": id, "result": result}),
-        Err(error) => json!({"jsonrpc": "2.0", "id": id, "error": error}),
-    };
-    content.to_string().into_bytes()
+/// What a request is answered with.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub(super) enum Answer {
+    Made(Value),
+    /// Serialised already.
+    Written(Box<RawValue>),
+}
+
+#[derive(Serialize)]
+struct Response<'a> {
+    jsonrpc: &'static str,
+    id: &'a Id,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result: Option<&'a Answer>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a RpcError>,
+}
+
+/// The body of an answer. Empty should it ever be impossible to write; clients take that for a failure.
+pub(super) fn answer(id: &Id, outcome: &Result<Answer, RpcError>) -> Vec<u8> {
+    let (result, error) = (outcome.as_ref().ok(), outcome.as_ref().err());
+    serde_json::to_vec(&Response { jsonrpc: "2.0", id, result, error }).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -146,7 +163,12 @@ mod tests {
     #[test]
     fn answers_carry_the_id_as_it_came() {
         let text = |id, outcome| String::from_utf8(answer(&id, &outcome)).unwrap();
-        assert_eq!(text(Id::Number(7.into()), Ok(json!({}))), r#"{"jsonrpc":"2.0","id":7,"result":{}}"#);
+        assert_eq!(text(Id::Number(7.into()), Ok(Answer::Made(json!({})))), r#"{"jsonrpc":"2.0","id":7,"result":{}}"#);
+        let written = RawValue::from_string(r#"{"tools":[]}"#.to_owned()).unwrap();
+        assert_eq!(
+            text(Id::Number(8.into()), Ok(Answer::Written(written))),
+            r#"{"jsonrpc":"2.0","id":8,"result":{"tools":[]}}"#
+        );
         assert_eq!(
             text(Id::Text("a".to_owned()), Err(RpcError::new(INVALID_PARAMS, "no"))),
             r#"{"jsonrpc":"2.0","id":"a","error":{"code":-32602,"message":"no"}}"#

@@ -3,27 +3,35 @@
 //! The server is a third-party program: its answers are bounded in size and time and parsed strictly. A session is
 //! initialised when it is first needed and again after any failure. A tool call is never sent twice: whether the first
 //! one did something cannot be known.
+//!
+//! A server whose every tool is allowed is held to what it listed first in a session, descriptions included: later it can
+//! take a tool away, not add one, and not make one mean something else.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use assistant_proto::config::McpServer;
+use assistant_proto::config::{McpServer, ToolRule};
 use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
 use http::{Request, StatusCode};
+use http_body::Body as _;
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 use service_kit::files::{FileError, read_secret};
 use service_kit::task::{OnEnd, Tasks};
-use service_kit::text::harmless;
+use service_kit::text::{harmless, harmless_line};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 use zeroize::Zeroizing;
 
+use super::catalogue::Described;
 use crate::ingress::exact;
+use crate::ingress::room::{Held, Room};
 use crate::ingress::wire::is_media_type;
 use crate::journal::Recorded;
 
@@ -37,6 +45,8 @@ const LIST_MOST: usize = 1024 * 1024;
 const LISTED_MOST: usize = 512;
 /// A server that pages for ever is cut off.
 const PAGES_MOST: usize = 32;
+/// Longest name of a tool of an open server; what is longer, or odd, is not offered.
+const NAME_MOST: usize = 128;
 /// Longest error text of a server that is passed on.
 const ERROR_MOST: usize = 2_000;
 
@@ -70,6 +80,9 @@ pub(super) enum SessionError {
     /// Not the answer to the question.
     #[error("the MCP server's answer is not JSON-RPC")]
     Malformed,
+    /// The tier's other requests take all the memory there is for them.
+    #[error("there was no memory left for the MCP server's answer")]
+    NoRoom,
     /// The deadline passed.
     #[error("the MCP server did not answer in time")]
     TimedOut,
@@ -88,11 +101,35 @@ impl SessionError {
 /// What a server answered: its result, or its error's code and text, made harmless.
 pub(super) type Outcome = Result<Value, (i64, String)>;
 
+/// An answer within a session.
+#[derive(Debug)]
+struct Answered {
+    outcome: Outcome,
+    /// On the wire.
+    size: usize,
+    /// Of the session.
+    generation: u64,
+    /// The room that the answer takes.
+    held: Held,
+}
+
+/// A request as it goes to the server.
+#[derive(Serialize)]
+struct Question<'a> {
+    jsonrpc: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<u64>,
+    method: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    params: Option<Map<String, Value>>,
+}
+
 /// One server of one tier.
 #[derive(Debug)]
 pub(super) struct Session {
     server: McpServer,
     tasks: Tasks,
+    room: Room,
     next: AtomicU64,
     /// What is initialised. Never locked across an await, so that forgetting it takes no time.
     current: Mutex<Current>,
@@ -100,6 +137,8 @@ pub(super) struct Session {
     initialising: tokio::sync::Mutex<()>,
     /// What it listed last: a server that is down for a moment does not take its tools away from a new conversation.
     listed: Mutex<Option<Listed>>,
+    /// What an open server is held to.
+    pinned: Mutex<Option<Pinned>>,
     /// Held while listing, so that the server is asked once however many want to know.
     listing: tokio::sync::Mutex<()>,
 }
@@ -113,21 +152,30 @@ struct Current {
     authorization: Option<HeaderValue>,
 }
 
+/// The tools of an open server, by name, as it listed them first in a session.
+#[derive(Debug)]
+struct Pinned {
+    generation: u64,
+    tools: BTreeMap<String, Arc<Described>>,
+}
+
 #[derive(Debug)]
 struct Listed {
-    tools: Arc<Vec<Value>>,
+    tools: Arc<Vec<Arc<Described>>>,
     at: Instant,
 }
 
 impl Session {
-    pub(super) fn new(server: McpServer, tasks: Tasks) -> Arc<Self> {
+    pub(super) fn new(server: McpServer, tasks: Tasks, room: Room) -> Arc<Self> {
         Arc::new(Self {
             server,
             tasks,
+            room,
             next: AtomicU64::new(1),
             current: Mutex::default(),
             initialising: tokio::sync::Mutex::default(),
             listed: Mutex::default(),
+            pinned: Mutex::default(),
             listing: tokio::sync::Mutex::default(),
         })
     }
@@ -136,9 +184,13 @@ impl Session {
         &self.server
     }
 
-    /// The allowed ones of the server's tools as it describes them, following `nextCursor`. Who comes while a list is
-    /// being made gets that list.
-    pub(super) async fn list(&self, deadline: Instant) -> Result<Arc<Vec<Value>>, SessionError> {
+    /// The allowed ones of the server's tools as it describes them, following `nextCursor`, once it is stored that it is
+    /// asked. Who comes while a list is being made gets that list.
+    pub(super) async fn list(
+        &self,
+        deadline: Instant,
+        _recorded: &Recorded,
+    ) -> Result<Arc<Vec<Arc<Described>>>, SessionError> {
         let asked = Instant::now();
         let Ok(_listing) = timeout_at(deadline, self.listing.lock()).await else { return Err(SessionError::TimedOut) };
         if let Some(listed) = self.listed().as_ref().filter(|listed| listed.at > asked) {
@@ -149,23 +201,32 @@ impl Session {
         Ok(tools)
     }
 
-    async fn list_anew(&self, deadline: Instant) -> Result<Vec<Value>, SessionError> {
-        let mut kept: Vec<Value> = Vec::new();
+    async fn list_anew(&self, deadline: Instant) -> Result<Vec<Arc<Described>>, SessionError> {
+        let mut kept: Vec<Arc<Described>> = Vec::new();
         let (mut tools_left, mut bytes_left) = (LISTED_MOST, LIST_MOST);
         let mut cursor = None;
+        let mut session = 0;
         for _ in 0..PAGES_MOST {
             let params = cursor.map_or_else(Map::new, |cursor| Map::from_iter([("cursor".to_owned(), cursor)]));
-            let (outcome, size) = self.ask("tools/list", params, deadline, bytes_left).await?;
-            bytes_left = bytes_left.saturating_sub(size);
-            let Ok(Value::Object(mut page)) = outcome else { return Err(SessionError::Malformed) };
+            let page = self.ask("tools/list", params, deadline, bytes_left, None).await?;
+            session = page.generation;
+            bytes_left = bytes_left.saturating_sub(page.size);
+            // Until nothing parsed of this page is left.
+            let _held = page.held;
+            let Ok(Value::Object(mut page)) = page.outcome else { return Err(SessionError::Malformed) };
             let Some(Value::Array(tools)) = page.shift_remove("tools") else { return Err(SessionError::Malformed) };
             tools_left = tools_left.checked_sub(tools.len()).ok_or(SessionError::TooMany)?;
             for tool in tools {
                 let name = tool.get("name");
-                let allowed =
-                    name.and_then(Value::as_str).is_some_and(|name| self.server.tools.iter().any(|t| t == name));
-                if allowed && !kept.iter().any(|other| other.get("name") == name) {
-                    kept.push(tool);
+                let allowed = name.and_then(Value::as_str).is_some_and(|name| match &self.server.tools {
+                    ToolRule::Only(allowed) => allowed.iter().any(|tool| tool == name),
+                    ToolRule::All => is_plain(name),
+                });
+                if allowed
+                    && !kept.iter().any(|other| name.and_then(Value::as_str) == Some(other.name.as_str()))
+                    && let Some(described) = Described::read(tool)
+                {
+                    kept.push(Arc::new(described));
                 }
             }
             cursor = page.shift_remove("nextCursor").filter(Value::is_string);
@@ -173,40 +234,77 @@ impl Session {
                 break;
             }
         }
-        Ok(kept)
+        Ok(match self.server.tools {
+            ToolRule::Only(_) => kept,
+            ToolRule::All => self.pin(session, kept),
+        })
+    }
+
+    /// What of a list an open server is believed: all of the first one of a session, then only what was in that.
+    fn pin(&self, generation: u64, listed: Vec<Arc<Described>>) -> Vec<Arc<Described>> {
+        let mut pinned = self.pinned();
+        if let Some(pinned) = pinned.as_ref().filter(|pinned| pinned.generation == generation) {
+            let names = listed.iter().map(|tool| tool.name.as_str());
+            let (known, added): (Vec<_>, Vec<_>) = names.partition(|name| pinned.tools.contains_key(*name));
+            if !added.is_empty() {
+                tracing::warn!(
+                    server = %self.server.name,
+                    tools = %harmless_line(&added.join(" "), ERROR_MOST),
+                    "the MCP server added tools in the middle of its session; they are not offered before it starts anew"
+                );
+            }
+            return known.iter().filter_map(|name| pinned.tools.get(*name)).cloned().collect();
+        }
+        let tools = listed.iter().map(|tool| (tool.name.clone(), Arc::clone(tool))).collect();
+        *pinned = Some(Pinned { generation, tools });
+        listed
+    }
+
+    /// Whether an open server has a tool of that name, as of the beginning of its session; none where that is not known
+    /// before it was asked.
+    pub(super) fn has(&self, tool: &str) -> Option<bool> {
+        self.pinned().as_ref().map(|pinned| pinned.tools.contains_key(tool))
+    }
+
+    fn pinned(&self) -> MutexGuard<'_, Option<Pinned>> {
+        self.pinned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What was listed last, if ever.
-    pub(super) fn last_listed(&self) -> Option<Arc<Vec<Value>>> {
+    pub(super) fn last_listed(&self) -> Option<Arc<Vec<Arc<Described>>>> {
         self.listed().as_ref().map(|listed| Arc::clone(&listed.tools))
     }
 
-    /// Calls a tool, once the decision is stored.
+    /// Calls a tool, once the decision is stored. `held` is the room of the arguments; what comes back, that of the answer.
     pub(super) async fn call(
         &self,
         tool: &str,
         arguments: Map<String, Value>,
+        held: Held,
         deadline: Instant,
         _recorded: &Recorded,
-    ) -> Result<Outcome, SessionError> {
+    ) -> Result<(Outcome, Held), SessionError> {
         let params =
             Map::from_iter([("name".to_owned(), json!(tool)), ("arguments".to_owned(), Value::Object(arguments))]);
-        self.ask("tools/call", params, deadline, ANSWER_MOST).await.map(|(outcome, _)| outcome)
+        let answered = self.ask("tools/call", params, deadline, ANSWER_MOST, Some(held)).await?;
+        Ok((answered.outcome, answered.held))
     }
 
-    /// Asks within a session, and gives the answer and its size. A failure ends the session it happened in.
+    /// Asks within a session. A failure ends the session it happened in.
     async fn ask(
         &self,
         method: &str,
         params: Map<String, Value>,
         deadline: Instant,
         most: usize,
-    ) -> Result<(Outcome, usize), SessionError> {
+        held: Option<Held>,
+    ) -> Result<Answered, SessionError> {
         let mut used = None;
         let asked = async {
-            let (generation, authorization) = self.ready().await?;
+            let (generation, authorization) = self.ready(deadline).await?;
             used = Some(generation);
-            self.exchange(&authorization, method, params, most).await
+            let (outcome, size, held) = self.exchange(&authorization, method, params, deadline, most, held).await?;
+            Ok(Answered { outcome, size, generation, held })
         };
         let outcome = timeout_at(deadline, asked).await.unwrap_or(Err(SessionError::TimedOut));
         if let (Err(_), Some(generation)) = (&outcome, used) {
@@ -229,7 +327,7 @@ impl Session {
     }
 
     /// Initialises the session where it is not. Gives its generation and authorization.
-    async fn ready(&self) -> Result<(u64, HeaderValue), SessionError> {
+    async fn ready(&self, deadline: Instant) -> Result<(u64, HeaderValue), SessionError> {
         if let Some(ready) = self.initialised() {
             return Ok(ready);
         }
@@ -247,13 +345,13 @@ impl Session {
             "clientInfo": {"name": "secret-broker", "version": env!("CARGO_PKG_VERSION")},
         });
         let Value::Object(client) = client else { return Err(SessionError::Malformed) };
-        match self.exchange(&authorization, "initialize", client, LIST_MOST).await? {
-            (Ok(Value::Object(_)), _) => {}
-            (Ok(_), _) => return Err(SessionError::Malformed),
-            (Err(_), _) => return Err(SessionError::Refused),
+        match self.exchange(&authorization, "initialize", client, deadline, LIST_MOST, None).await?.0 {
+            Ok(Value::Object(_)) => {}
+            Ok(_) => return Err(SessionError::Malformed),
+            Err(_) => return Err(SessionError::Refused),
         }
-        let done = json!({"jsonrpc": "2.0", "method": "notifications/initialized"});
-        let (status, _) = self.post(&authorization, &done, LIST_MOST).await?;
+        let done = Question { jsonrpc: "2.0", id: None, method: "notifications/initialized", params: None };
+        let (status, _, _) = self.post(&authorization, done, deadline, LIST_MOST, None).await?;
         if !status.is_success() {
             return Err(SessionError::Status(status));
         }
@@ -271,29 +369,40 @@ impl Session {
         self.listed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A request and its answer, the answer's size and the room it takes.
     async fn exchange(
         &self,
         authorization: &HeaderValue,
         method: &str,
         params: Map<String, Value>,
+        deadline: Instant,
         most: usize,
-    ) -> Result<(Outcome, usize), SessionError> {
+        held: Option<Held>,
+    ) -> Result<(Outcome, usize, Held), SessionError> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let message = json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params});
-        let (status, body) = self.post(authorization, &message, most).await?;
+        let question = Question { jsonrpc: "2.0", id: Some(id), method, params: Some(params) };
+        let (status, body, held) = self.post(authorization, question, deadline, most, held).await?;
         if status != StatusCode::OK {
             return Err(SessionError::Status(status));
         }
-        Ok((read_answer(&body, id)?, body.len()))
+        Ok((read_answer(&body, id)?, body.len(), held))
     }
 
     /// One request on a connection of its own: the wrapper is one hop away, and a fresh connection cannot be stale.
     async fn post(
         &self,
         authorization: &HeaderValue,
-        message: &Value,
+        question: Question<'_>,
+        deadline: Instant,
         most: usize,
-    ) -> Result<(StatusCode, Bytes), SessionError> {
+        mut held: Option<Held>,
+    ) -> Result<(StatusCode, Bytes, Held), SessionError> {
+        let content = serde_json::to_vec(&question).map_err(|_| SessionError::Malformed)?;
+        // Servers may think for long: the question is held once, and not in its parsed form.
+        drop(question);
+        if let Some(held) = &mut held {
+            held.shrink_to_text(content.len());
+        }
         let connecting = timeout(CONNECT_WITHIN, TcpStream::connect(self.server.address)).await;
         let stream = connecting
             .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
@@ -313,10 +422,17 @@ impl Session {
             .header(CONTENT_TYPE, "application/json")
             .header(ACCEPT, "application/json")
             .header(AUTHORIZATION, authorization.clone())
-            .body(Full::new(Bytes::from(message.to_string())))
+            .body(Full::new(Bytes::from(content)))
             .map_err(|_| SessionError::OddToken)?;
         let response = sender.send_request(request).await.map_err(SessionError::Broken)?;
         let (head, body) = response.into_parts();
+        // What the question took goes first: who waits for room holds none.
+        drop(held);
+        let said = body.size_hint().upper().map_or(most, |said| usize::try_from(said).unwrap_or(usize::MAX));
+        if said > most {
+            return Err(SessionError::TooLarge { most });
+        }
+        let mut held = self.room.take(said, deadline).await.map_err(|_| SessionError::NoRoom)?;
         let is_json =
             head.headers.get(CONTENT_TYPE).is_some_and(|value| is_media_type(value.as_bytes(), "application/json"));
         if head.status == StatusCode::OK && !is_json {
@@ -328,8 +444,16 @@ impl Session {
                 Err(error) if error.is::<LengthLimitError>() => SessionError::TooLarge { most },
                 Err(_) => SessionError::Malformed,
             })?;
-        Ok((head.status, body.to_bytes()))
+        let body = body.to_bytes();
+        held.shrink(body.len());
+        Ok((head.status, body, held))
     }
+}
+
+/// Whether a name can be a tool's: what models and clients take as one.
+fn is_plain(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
+    (1..=NAME_MOST).contains(&name.len()) && name.bytes().all(plain)
 }
 
 /// Reads the answer to the request of that number.

@@ -7,9 +7,9 @@
 //! Source of the fields: OpenAI's API reference for chat completions; what ZeroClaw sends was read in its
 //! `zeroclaw-providers` crate (`compatible.rs`: `NativeChatRequest`, `ApiChatRequest`, `NativeMessage`).
 
-use assistant_proto::config::ModelRoute;
 use assistant_proto::name::PrincipalName;
-use policy::{ModelPermit, decide_model};
+use http::StatusCode;
+use policy::{ModelPermit, Offer};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -102,21 +102,22 @@ pub struct Rebuilt {
     pub request: ChatRequest,
 }
 
-impl Rebuilt {
+impl ChatRequest {
     /// The bytes that go upstream.
     ///
     /// # Errors
     /// Never for a value that was parsed; kept as an error so that nothing half serialised leaves.
     pub fn bytes(&self) -> Result<Vec<u8>, serde_json::Error> {
-        serde_json::to_vec(&self.request)
+        serde_json::to_vec(self)
     }
 }
 
 /// Reads a body, decides on it, and makes the request that goes upstream in its stead.
 ///
 /// # Errors
-/// 400 with the first thing that was not understood, 403 for what is understood and never allowed.
-pub fn rebuild(body: &[u8], route: &ModelRoute, principal: &PrincipalName) -> Result<Rebuilt, Refusal> {
+/// 400 with the first thing that was not understood, 403 for what is understood and never allowed, 404 for a model that
+/// is not offered.
+pub fn rebuild(body: &[u8], offer: Offer<'_>, principal: &PrincipalName) -> Result<Rebuilt, Refusal> {
     let value = exact::parse(body).map_err(|error| {
         Refusal::bad_request(
             "not-json",
@@ -129,7 +130,8 @@ pub fn rebuild(body: &[u8], route: &ModelRoute, principal: &PrincipalName) -> Re
 
     let asked = fields.text("model")?;
     let asked = fields.required("model", asked)?;
-    let permit = decide_model(route, principal, &asked)?;
+    let not_offered = |denial| Refusal::new(StatusCode::NOT_FOUND, denial);
+    let permit = offer.decide(principal, &asked).map_err(not_offered)?;
 
     let messages = fields.list("messages", MESSAGES_MOST)?;
     let messages = fields.required("messages", messages.filter(|all| !all.is_empty()))?;
@@ -154,7 +156,7 @@ pub fn rebuild(body: &[u8], route: &ModelRoute, principal: &PrincipalName) -> Re
 
     let stream = fields.flag("stream")?;
     let request = ChatRequest {
-        model: permit.upstream().to_owned(),
+        model: permit.model().to_owned(),
         messages,
         temperature: fields.number("temperature", 0.0, 2.0)?,
         top_p: fields.number("top_p", 0.0, 1.0)?,

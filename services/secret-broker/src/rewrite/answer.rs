@@ -13,6 +13,9 @@ use http_body_util::BodyExt;
 use super::{Scrubber, Stream};
 use crate::body::{Body, BodyError};
 
+/// See [`scrub_text`].
+const PIECE: usize = 64 * 1024;
+
 /// Masks secrets in header values, and drops headers whose very name is made of one. True when there was anything.
 pub fn scrub_headers(scrubber: &Scrubber, headers: &mut HeaderMap) -> bool {
     let hidden: Vec<_> = headers.keys().filter(|name| scrubber.is_in_name(name.as_str())).cloned().collect();
@@ -28,6 +31,18 @@ pub fn scrub_headers(scrubber: &Scrubber, headers: &mut HeaderMap) -> bool {
         }
     }
     found
+}
+
+/// Masks secrets in a whole text. In pieces: what the search needs besides is many times the size of what it searches.
+#[must_use]
+pub fn scrub_text(scrubber: &Arc<Scrubber>, text: Vec<u8>) -> Vec<u8> {
+    let mut stream = Stream::new(Arc::clone(scrubber));
+    let mut clean = Vec::with_capacity(text.len());
+    for piece in text.chunks(PIECE) {
+        clean.extend_from_slice(&stream.push(piece));
+    }
+    clean.extend_from_slice(&stream.finish());
+    if stream.found() { clean } else { text }
 }
 
 /// A body without the secrets. Its length stays what it was.

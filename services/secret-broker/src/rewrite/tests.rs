@@ -120,6 +120,46 @@ fn hex_is_found_in_any_case() {
 }
 
 #[test]
+fn what_a_secret_means_is_found() {
+    let basic = "marvin@a.example:p4ss:word+with/odd";
+    for (secret, said, found) in [
+        (STANDARD.encode(basic), basic, true),
+        (STANDARD.encode(basic).trim_end_matches('=').to_owned(), "p4ss:word+with/odd", true),
+        (URL_SAFE.encode("me:>>>???>>>???"), ">>>???>>>???", true),
+        (hex::encode("text-in-hex"), "text-in-hex", true),
+        (STANDARD.encode("sk_live_0123456789:"), "sk_live_0123456789", true),
+        // Who the secret is of is no secret, nor is what is too short to be one.
+        (STANDARD.encode(basic), "marvin@a.example", false),
+        (STANDARD.encode("marvin@a.example:short"), "marvin@a.example", false),
+        (STANDARD.encode("a:b"), "a:b", false),
+        // Not text, so nothing but itself.
+        ("deadbeefdeadbeef".to_owned(), "\u{de}\u{ad}", false),
+    ] {
+        let scrubber = scrubber(&[&secret]);
+        for (form, masked) in [
+            (said.to_owned(), "*".repeat(said.len())),
+            (format!("x{}", hex::encode(said)), format!("x{}", "*".repeat(said.len() * 2))),
+        ] {
+            let text = format!("<{form}>");
+            let expected = if found { format!("<{masked}>") } else { text.clone() };
+            assert_eq!(String::from_utf8(whole(&scrubber, text.as_bytes())).unwrap(), expected, "{secret}");
+        }
+        let itself = String::from_utf8(whole(&scrubber, secret.as_bytes())).unwrap();
+        assert_eq!(itself, "*".repeat(secret.len()));
+    }
+}
+
+#[test]
+fn a_whole_text_is_masked_as_a_stream_is() {
+    let scrubber = scrubber(&[SECRET]);
+    let text = format!("{}{SECRET}{}", "x".repeat(64 * 1024 - 3), "y".repeat(100));
+    let clean = scrub_text(&scrubber, text.clone().into_bytes());
+    assert_eq!(clean, whole(&scrubber, text.as_bytes()));
+    assert!(clean.contains(&MASK));
+    assert_eq!(scrub_text(&scrubber, b"nothing".to_vec()), b"nothing");
+}
+
+#[test]
 fn overlapping_secrets_do_not_shield_each_other() {
     let scrubber = scrubber(&["abcdefgh", "efghijkl"]);
     assert_eq!(whole(&scrubber, b"xabcdefghijkly"), b"x************y");

@@ -1,22 +1,19 @@
-//! A stand for one ingress: the broker's real state, with a double of Squid in front of a TLS double of the model's host,
-//! all on loopback. What arrives behind the broker is recorded; that is what tests score by.
-//!
-//! The double of Squid knows CONNECT and Basic authentication, nothing else; the real one has its tests elsewhere.
+//! A stand for one ingress: the broker's real state, and a stand-in for LiteLLM that speaks plain HTTP/1.1, on loopback.
+//! What arrives behind the broker is recorded; that is what tests score by. The real LiteLLM has its tests elsewhere.
 
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use assistant_proto::config::{BrokerConfig, McpServer};
-use assistant_proto::event::TurnStarted;
+use assistant_proto::event::{TurnEnded, TurnStarted};
 use assistant_proto::name::TurnId;
 use aws_lc_rs::digest;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::combinators::BoxBody;
@@ -24,8 +21,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
 use secret_broker::state::{State, Tier};
 use serde_json::{Value, json};
 use service_kit::bus::Bus;
@@ -38,8 +34,10 @@ use tokio_util::sync::CancellationToken;
 /// How long anything may take on a busy machine before a test says it will not happen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) const AGENT_TOKEN: &str = "agent-token-0123456789";
+/// LiteLLM's master key.
 pub(crate) const MODEL_KEY: &str = "sk-model-key-0123456789abcdef";
-pub(crate) const MODEL_HOST: &str = "model.example";
+/// LiteLLM's container, for tiers without confidentiality.
+pub(crate) const LITELLM: &str = "assistant-litellm";
 
 /// A body that a double answers with.
 pub(crate) type DoubleBody = BoxBody<Bytes, Infallible>;
@@ -87,11 +85,25 @@ pub(crate) struct Setup {
     pub(crate) key_file: bool,
     pub(crate) bus: bool,
     pub(crate) mcp_servers: Vec<McpServer>,
+    /// The tier's class.
+    pub(crate) confidential: &'static str,
+    /// Classes that have a route. All lead to the stand-in, which none of these tests tells apart.
+    pub(crate) routes: &'static [&'static str],
+    /// Where LiteLLM is, if not at the stand-in.
+    pub(crate) litellm: Option<SocketAddrV4>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { background: true, key_file: true, bus: true, mcp_servers: Vec::new() }
+        Self {
+            background: true,
+            key_file: true,
+            bus: true,
+            mcp_servers: Vec::new(),
+            confidential: "none",
+            routes: &["none"],
+            litellm: None,
+        }
     }
 }
 
@@ -102,8 +114,9 @@ pub(crate) struct Stand {
     pub(crate) tier: Arc<Tier>,
     pub(crate) bus: Bus,
     pub(crate) tasks: Tasks,
-    /// Heads of the CONNECTs that Squid's double received.
-    pub(crate) connects: Log<String>,
+    /// Connections that LiteLLM's stand-in was reached by.
+    connects: Arc<AtomicUsize>,
+    /// Requests that it received.
     pub(crate) upstream: Log<Arrived>,
     draining: CancellationToken,
     stop: CancellationToken,
@@ -117,7 +130,7 @@ impl Drop for Stand {
 }
 
 impl Stand {
-    /// `model` answers what reaches the model's host.
+    /// `model` answers what reaches LiteLLM.
     pub(crate) async fn new<F>(setup: Setup, model: F) -> Self
     where
         F: Fn(Arrived) -> Response<DoubleBody> + Send + Sync + 'static,
@@ -130,22 +143,34 @@ impl Stand {
             std::fs::create_dir(at(folder)).unwrap();
         }
         private(&at("users/tasks"), "tasks-password");
-        private(&at("users/models"), "models-password");
         if setup.key_file {
-            private(&at("secrets/model_api_key"), MODEL_KEY);
+            private(&at("litellm.key"), MODEL_KEY);
         }
         private(&at("wrapper.token"), "wrapper-token");
 
         let (ca_pem, ca_key) = authority();
         std::fs::write(at("intercept.pem"), &ca_pem).unwrap();
         private(&at("intercept.key"), &ca_key.serialize_pem());
-        let (root_pem, root_key) = authority();
-        std::fs::write(at("root.pem"), &root_pem).unwrap();
 
         let upstream = Log::new();
-        let host = model_host(&tasks, &root_pem, root_key, upstream.clone(), model).await;
-        let connects = Log::new();
-        let squid = squid(&tasks, host, connects.clone()).await;
+        let (arriving, model) = (upstream.clone(), Arc::new(model));
+        let (stand_in, connects) = counting_double(&tasks, move |arrived: Arrived| {
+            arriving.push(arrived.clone());
+            let answer = model(arrived);
+            async move { Some(answer) }
+        })
+        .await;
+        let litellm = setup.litellm.unwrap_or(stand_in);
+        let routes: Vec<Value> = setup
+            .routes
+            .iter()
+            .map(|class| {
+                json!({
+                    "confidential": class, "litellm": litellm, "key_file": at("litellm.key"),
+                    "models": ["assistant", "thinker"],
+                })
+            })
+            .collect();
 
         let config = json!({
             "common": {
@@ -157,6 +182,7 @@ impl Stand {
             "tiers": [{
                 "name": "tasks",
                 "background": setup.background,
+                "confidential": setup.confidential,
                 "tier_address": "127.0.0.1",
                 "tools_address": null,
                 "principals": [{
@@ -170,16 +196,12 @@ impl Stand {
             }],
             "intercept_ca_file": at("intercept.pem"),
             "intercept_ca_key_file": at("intercept.key"),
-            "squid": squid,
+            // Nobody listens on port 1.
+            "squid": "127.0.0.1:1",
             "squid_users_dir": at("users"),
             "secrets_dir": at("secrets"),
-            "upstream_roots": [at("root.pem")],
-            "model": {
-                "base_url": format!("https://{MODEL_HOST}/v1"),
-                "key": "model_api_key",
-                "squid_user": "models",
-                "models": {"assistant": "upstream-model"},
-            },
+            "upstream_roots": [at("intercept.pem")],
+            "models": routes,
         });
         let mut config: BrokerConfig = serde_json::from_value(config).unwrap();
         config.tiers[0].mcp_servers = setup.mcp_servers;
@@ -193,7 +215,7 @@ impl Stand {
             private(&at("nats.nk"), &nkeys::KeyPair::new_user().seed().unwrap());
             let bus = &mut config.common.bus;
             "tls://127.0.0.1:1".clone_into(&mut bus.url);
-            bus.ca_file = at("root.pem");
+            bus.ca_file = at("intercept.pem");
             bus.nkey_seed_file = at("nats.nk");
             Bus::connect("secret-broker", bus).await.unwrap()
         };
@@ -206,6 +228,11 @@ impl Stand {
             Ok(())
         });
         Self { dir, state, tier, bus, tasks, connects, upstream, draining, stop }
+    }
+
+    /// How many connections LiteLLM's stand-in was reached by so far.
+    pub(crate) fn connects(&self) -> usize {
+        self.connects.load(Ordering::SeqCst)
     }
 
     /// Serves the model ingress and returns its address.
@@ -248,6 +275,18 @@ impl Stand {
             started_at: String::new(),
         });
         turn
+    }
+
+    /// Ends it.
+    pub(crate) fn end_turn(&self, turn: TurnId) {
+        self.state.turns.ended(&TurnEnded {
+            tier: self.tier.name.clone(),
+            turn,
+            outcome: "end_turn".to_owned(),
+            trace_id: String::new(),
+            ended_at: String::new(),
+            took_millis: 1,
+        });
     }
 
     /// Bodies of the events of a type so far.
@@ -314,6 +353,28 @@ pub(crate) async fn send(address: SocketAddr, request: Request<Full<Bytes>>) -> 
     tokio::time::timeout(PATIENCE, sender.send_request(request)).await.unwrap().unwrap()
 }
 
+/// Sends bytes as they are, and returns what comes until the connection is closed.
+pub(crate) async fn say(address: SocketAddr, bytes: &[u8]) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    // A peer that has heard enough closes; what it said before is what counts.
+    drop(stream.write_all(bytes).await);
+    let mut said = Vec::new();
+    let reading = async { while stream.read_buf(&mut said).await.is_ok_and(|count| count > 0) {} };
+    tokio::time::timeout(2 * PATIENCE, reading).await.unwrap();
+    String::from_utf8_lossy(&said).into_owned()
+}
+
+/// What is no HTTP/1.1 request, or too much of one, with the status it is answered with.
+pub(crate) fn unreadable() -> Vec<(Vec<u8>, &'static str)> {
+    let many: String = (0..200).map(|n| format!("x-{n}: 1\r\n")).collect();
+    vec![
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n".to_vec(), "400"),
+        (b"GET / HTTP/9.9\r\n\r\n".to_vec(), "400"),
+        (format!("GET / HTTP/1.1\r\nx: {}\r\n\r\n", "x".repeat(64 * 1024)).into_bytes(), "431"),
+        (format!("GET / HTTP/1.1\r\n{many}\r\n").into_bytes(), "431"),
+    ]
+}
+
 /// The whole answer to a request.
 pub(crate) async fn ask(address: SocketAddr, request: Request<Full<Bytes>>) -> Answer {
     let (head, body) = send(address, request).await.into_parts();
@@ -337,12 +398,23 @@ where
     F: Fn(Arrived) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Option<Response<DoubleBody>>> + Send,
 {
+    counting_double(tasks, answer).await.0
+}
+
+/// The same, with the number of its connections.
+async fn counting_double<F, Fut>(tasks: &Tasks, answer: F) -> (SocketAddrV4, Arc<AtomicUsize>)
+where
+    F: Fn(Arrived) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Option<Response<DoubleBody>>> + Send,
+{
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = v4(&listener);
-    let (answer, spawner) = (Arc::new(answer), tasks.clone());
+    let connects = Arc::<AtomicUsize>::default();
+    let (answer, spawner, count) = (Arc::new(answer), tasks.clone(), Arc::clone(&connects));
     tasks.spawn("http-double", OnEnd::Expected, async move {
         loop {
             let (stream, _) = listener.accept().await?;
+            count.fetch_add(1, Ordering::SeqCst);
             let answer = Arc::clone(&answer);
             spawner.spawn("http-double-connection", OnEnd::Expected, async move {
                 let service = service_fn(move |request| {
@@ -355,7 +427,7 @@ where
             });
         }
     });
-    address
+    (address, connects)
 }
 
 /// A body of known content.
@@ -385,77 +457,7 @@ fn authority() -> (String, KeyPair) {
     (params.self_signed(&key).unwrap().pem(), key)
 }
 
-async fn model_host<F>(tasks: &Tasks, root: &str, root_key: KeyPair, log: Log<Arrived>, answer: F) -> SocketAddrV4
-where
-    F: Fn(Arrived) -> Response<DoubleBody> + Send + Sync + 'static,
-{
-    let issuer = Issuer::from_ca_cert_pem(root, root_key).unwrap();
-    let key = KeyPair::generate().unwrap();
-    let leaf = CertificateParams::new([MODEL_HOST.to_owned()]).unwrap().signed_by(&key, &issuer).unwrap();
-    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
-    let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![leaf.der().clone()], key)
-        .unwrap();
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = v4(&listener);
-    let (answer, spawner) = (Arc::new(answer), tasks.clone());
-    tasks.spawn("model-host", OnEnd::Expected, async move {
-        loop {
-            let (stream, _) = listener.accept().await?;
-            let (acceptor, answer, log) = (acceptor.clone(), Arc::clone(&answer), log.clone());
-            spawner.spawn("model-host-connection", OnEnd::Expected, async move {
-                let stream = acceptor.accept(stream).await?;
-                let service = service_fn(move |request| {
-                    let (answer, log) = (Arc::clone(&answer), log.clone());
-                    async move {
-                        let arrived = arrived(request).await;
-                        log.push(arrived.clone());
-                        Ok::<_, Infallible>(answer(arrived))
-                    }
-                });
-                let served = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-                drop(served.await);
-                Ok(())
-            });
-        }
-    });
-    address
-}
-
-async fn squid(tasks: &Tasks, host: SocketAddrV4, log: Log<String>) -> SocketAddrV4 {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = v4(&listener);
-    let spawner = tasks.clone();
-    tasks.spawn("squid-double", OnEnd::Expected, async move {
-        loop {
-            let (mut stream, _) = listener.accept().await?;
-            let log = log.clone();
-            spawner.spawn("squid-double-connection", OnEnd::Expected, async move {
-                let mut head = Vec::new();
-                while !head.ends_with(b"\r\n\r\n") {
-                    head.push(stream.read_u8().await?);
-                }
-                let head = String::from_utf8(head)?;
-                log.push(head.clone());
-                let user = format!("Proxy-Authorization: Basic {}\r\n", STANDARD.encode("models:models-password"));
-                // The real one hangs up on what it denies.
-                if head.starts_with(&format!("CONNECT {MODEL_HOST}:443 HTTP/1.1\r\n")) && head.contains(&user) {
-                    stream.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await?;
-                    let mut peer = TcpStream::connect(host).await?;
-                    tokio::io::copy_bidirectional(&mut stream, &mut peer).await?;
-                }
-                Ok(())
-            });
-        }
-    });
-    address
-}
-
-fn v4(listener: &TcpListener) -> SocketAddrV4 {
+pub(crate) fn v4(listener: &TcpListener) -> SocketAddrV4 {
     match listener.local_addr().unwrap() {
         SocketAddr::V4(address) => SocketAddrV4::new(Ipv4Addr::LOCALHOST, address.port()),
         SocketAddr::V6(_) => unreachable!("bound to IPv4"),

@@ -2,6 +2,8 @@
 
 use std::net::Ipv4Addr;
 
+use secret_broker::connections::MOST_OF_SERVER;
+use secret_broker::identity::Network;
 use tokio::io::AsyncWriteExt;
 
 use crate::world::{HOST, Odd, PRINCIPAL, TOKEN, TRACE, World, connect_head, rest_of};
@@ -158,15 +160,31 @@ async fn equal_refusals_are_few_events_and_each_is_counted() {
 }
 
 #[tokio::test]
-async fn a_tier_has_a_limited_number_of_connections() {
+async fn a_server_that_takes_every_connection_starves_nobody() {
     let world = World::new().await;
-    let tier = &world.state.tiers[&"tasks".parse().unwrap()];
-    let all = u32::try_from(tier.connections.available_permits()).unwrap();
-    let held = tier.connections.try_acquire_many(all).unwrap();
+    let mut held = Vec::new();
+    for _ in 0..MOST_OF_SERVER {
+        let (stream, status, _) = world.connect(&format!("{HOST}:443")).await;
+        assert_eq!(status, 200);
+        held.push(stream);
+    }
     let (_stream, status, body) = world.connect(&format!("{HOST}:443")).await;
     assert_eq!((status, body["reason"].as_str()), (503, Some("too-many-connections")));
-    assert_eq!(world.only_denial().await["reason"], "too-many-connections");
+    let event = world.only_denial().await;
+    assert_eq!(
+        (event["reason"].as_str(), event["principal"].as_str()),
+        (Some("too-many-connections"), Some(PRINCIPAL))
+    );
+    let (_stream, status, _) = world.connect_agent(&format!("{HOST}:443")).await;
+    assert_eq!(status, 200, "the agent has places of its own");
     drop(held);
+    let tier = &world.state.tiers[&"tasks".parse().unwrap()];
+    let freed = async {
+        while tier.connections.admit(Network::Tools, Some(&PRINCIPAL.parse().unwrap())).is_err() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(crate::world::DEADLINE, freed).await.unwrap();
     let (_stream, status, _) = world.connect(&format!("{HOST}:443")).await;
     assert_eq!(status, 200);
 }

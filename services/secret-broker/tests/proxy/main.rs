@@ -8,5 +8,6 @@ mod answers;
 mod doors;
 mod peers;
 mod requests;
+mod turns;
 mod upstream;
 mod world;

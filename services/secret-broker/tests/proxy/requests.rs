@@ -4,7 +4,7 @@ use http::Request;
 use serde_json::Value;
 
 use crate::peers::text;
-use crate::world::{HOST, Odd, PLACEHOLDER, PRINCIPAL, SECRET, TRACE, World, body_of, json_of, rest_of, usual};
+use crate::world::{AGENT, HOST, Odd, PLACEHOLDER, PRINCIPAL, SECRET, TRACE, World, body_of, json_of, rest_of, usual};
 
 #[tokio::test]
 async fn the_placeholder_becomes_the_secret_on_its_way_out() {
@@ -82,6 +82,10 @@ async fn what_is_not_permitted_reaches_nobody() {
         ("other URL", with("x-original-url", "/other"), "", 403, "foreign-routing"),
         ("forwarded", with("x-forwarded-host", "evil.example"), "", 403, "foreign-routing"),
         ("method in query", usual("GET", "/api/x?_method=DELETE"), "", 403, "foreign-routing"),
+        ("method in query, plainly", usual("GET", "/api/x?method=delete"), "", 403, "foreign-routing"),
+        ("other upstream", with("x-backend-host", "evil.example"), "", 403, "foreign-routing"),
+        ("other object", with("x-goog-copy-source", "b/o"), "", 403, "header-not-allowed"),
+        ("other account", with("sudo", "root"), "", 403, "header-not-allowed"),
         ("credential in query", usual("GET", "/api/x?key=attacker"), "", 403, "foreign-credential"),
         ("body of GET", usual_get(), "secret plans", 400, "body-not-allowed"),
         ("absolute", usual("GET", "https://api.allowed.example/api/x"), "", 400, "absolute-form-refused"),
@@ -115,6 +119,55 @@ async fn what_is_not_permitted_reaches_nobody() {
 }
 
 #[tokio::test]
+async fn who_may_only_read_gets_a_page_and_says_little() {
+    let world = World::new().await;
+    let mut tunnel = world.agents_tunnel().await;
+    let request = Request::get("/page?q=1")
+        .header("host", HOST)
+        .header("user-agent", "curl/8.5.0")
+        .header("accept", "text/html")
+        .header("accept-encoding", "gzip, br")
+        .header("if-none-match", "\"e\"")
+        .header("range", "bytes=0-9")
+        .header("referer", "https://elsewhere.example/secret")
+        .header("sec-fetch-mode", "navigate")
+        .header("connection", "keep-alive");
+    let response = tunnel.send(request, "").await;
+    assert_eq!(response.status(), 200);
+    assert_eq!(body_of(response).await, "ok");
+    assert_eq!(tunnel.send(Request::head("/").header("host", HOST), "").await.status(), 200);
+    let seen = world.origin.seen();
+    assert_eq!((seen[0].target.as_str(), seen[0].header("user-agent")), ("/page?q=1", Some("secure-assistant-stack")));
+    let mut names: Vec<&str> = seen[0].headers.keys().map(http::HeaderName::as_str).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["accept", "accept-encoding", "host", "if-none-match", "user-agent"]);
+    assert_eq!(seen[0].header("accept-encoding"), Some("identity"));
+    assert_eq!(world.events("egress.permitted")[0]["rule"], "floor");
+
+    let get = || Request::get("/page").header("host", HOST);
+    let long = format!("/page?{}", "x".repeat(3_000));
+    for (request, body, reason) in [
+        (Request::post("/page").header("host", HOST), "", "method-not-allowed"),
+        (Request::delete("/page").header("host", HOST), "", "method-not-allowed"),
+        (get(), "plans", "body-not-allowed"),
+        (get().header("transfer-encoding", "chunked"), "plans", "body-not-allowed"),
+        (get().header("cookie", "plans"), "", "header-not-allowed"),
+        (get().header("authorization", "Bearer plans"), "", "header-not-allowed"),
+        (get().header("x-odd", "plans"), "", "header-not-allowed"),
+        (get().header("accept", "x".repeat(600)), "", "header-too-long"),
+        (Request::get(&long).header("host", HOST), "", "target-too-long"),
+    ] {
+        let world = World::new().await;
+        let response = world.agents_tunnel().await.send(request, body).await;
+        assert_eq!(response.status(), 403, "{reason}");
+        assert_eq!(json_of(response).await["reason"], reason);
+        let event = world.only_denial().await;
+        assert_eq!((event["reason"].as_str(), event["principal"].as_str()), (Some(reason), Some(AGENT)));
+        assert!(world.gate.connects().is_empty() && world.events("egress.permitted").is_empty(), "{reason}");
+    }
+}
+
+#[tokio::test]
 async fn a_decision_is_on_record_before_its_request_leaves() {
     let world = World::new().await;
     let bus = world.bus().clone();
@@ -141,6 +194,42 @@ async fn a_decision_is_on_record_before_its_request_leaves() {
     ] {
         assert_eq!(event[field], expected, "{field}");
     }
+}
+
+fn digest_of(target: &str) -> (Value, Value) {
+    use aws_lc_rs::digest::{SHA256, digest};
+    (hex::encode(digest(&SHA256, target.as_bytes())).into(), target.len().into())
+}
+
+#[tokio::test]
+async fn different_requests_leave_different_records() {
+    let world = World::new().await;
+    let mut tunnel = world.tunnel().await;
+    let long = format!("/api/{}", "x".repeat(1_100));
+    let targets =
+        ["/api/x?q=1".to_owned(), "/api/x?q=2".to_owned(), "/api/x".to_owned(), format!("{long}a"), format!("{long}b")];
+    for target in &targets {
+        assert_eq!(body_of(tunnel.fetch("GET", target, "").await).await, "ok");
+    }
+    world.wait_for("egress.allowed", targets.len()).await;
+    for subject in ["egress.permitted", "egress.allowed"] {
+        let events = world.events(subject);
+        let told: Vec<_> =
+            events.iter().map(|event| (event["target_sha256"].clone(), event["target_bytes"].clone())).collect();
+        assert_eq!(told, targets.each_ref().map(|target| digest_of(target)), "{subject}");
+    }
+    // What is refused as well, and is not folded with what it is not equal to.
+    for (method, target) in [("GET", "/no?a=1"), ("GET", "/no?a=2"), ("POST", "/no?a=2"), ("GET", "/no?a=1")] {
+        assert_eq!(tunnel.fetch(method, target, "").await.status(), 403);
+    }
+    let denied = world.wait_for("egress.denied", 4).await;
+    let told: Vec<_> = denied
+        .iter()
+        .map(|event| (event["asked_method"].as_str().unwrap(), event["target_sha256"].clone(), event["count"].as_u64()))
+        .collect();
+    let refused = |method, target| (method, digest_of(target).0, Some(1));
+    let expected = [("GET", "/no?a=1"), ("GET", "/no?a=2"), ("POST", "/no?a=2"), ("GET", "/no?a=1")];
+    assert_eq!(told, expected.map(|(method, target)| refused(method, target)));
 }
 
 #[tokio::test]

@@ -36,6 +36,9 @@ use crate::peers::{Ca, Gate, Origin};
 pub const HOST: &str = "api.allowed.example";
 pub const TOKEN: &str = "container-token";
 pub const PRINCIPAL: &str = "mcp-tasks-marvin";
+/// May only read, at [`HOST`].
+pub const AGENT: &str = "zeroclaw-tasks";
+pub const AGENT_TOKEN: &str = "agents-token";
 pub const SECRET: &str = "r3al/t0ken+with\"odd\\bits==";
 pub const PLACEHOLDER: &str = "ASSISTANT-PLACEHOLDER";
 pub const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -46,7 +49,10 @@ pub struct World {
     pub state: Arc<State>,
     pub origin: Origin,
     pub gate: Gate,
+    /// The proxy on the tier's tools network.
     pub proxy: SocketAddr,
+    /// And on its own.
+    pub agents_proxy: SocketAddr,
     client_tls: Arc<ClientConfig>,
     _dir: tempfile::TempDir,
 }
@@ -55,6 +61,7 @@ pub struct World {
 #[derive(Default)]
 pub struct Odd {
     pub no_turn: bool,
+    pub background: bool,
     pub unknown_origin_ca: bool,
     pub no_secret: bool,
     pub no_gate: bool,
@@ -85,7 +92,6 @@ impl World {
             std::fs::create_dir(at(folder)).unwrap();
         }
         private(&at("users/tasks"), "squid-password");
-        private(&at("users/models"), "models-password");
         if !odd.no_secret {
             private(&at("secrets/marvin_token"), SECRET);
         }
@@ -103,24 +109,30 @@ impl World {
                 "control_socket": "/none"
             },
             "tiers": [{
-                "name": "tasks", "background": false, "tier_address": "127.0.0.1", "tools_address": "127.0.0.1",
+                "name": "tasks", "background": odd.background, "confidential": "none", "tier_address": "127.0.0.1", "tools_address": "127.0.0.1",
                 "principals": [{
                     "name": PRINCIPAL, "kind": {"mcp-server": "marvin"}, "address": "127.0.0.1",
                     "token_sha256": hex::encode(digest::digest(&digest::SHA256, TOKEN.as_bytes()).as_ref()),
+                }, {
+                    "name": AGENT, "kind": "agent", "address": "127.0.0.1",
+                    "token_sha256": hex::encode(digest::digest(&digest::SHA256, AGENT_TOKEN.as_bytes()).as_ref()),
                 }],
                 "rules": [{
                     "id": "marvin", "source": "tiers.yaml:31", "principals": [PRINCIPAL], "hosts": [HOST],
-                    "methods": ["GET", "POST"], "paths": ["/api/**"],
+                    "methods": ["GET", "POST"], "paths": ["/api/**"], "read_only": false,
                     "inject": {
                         "secret": "marvin_token", "placeholder": PLACEHOLDER,
                         "place": {"header": {"name": "x-api-token", "template": "{}"}}
                     }
+                }, {
+                    "id": "floor", "source": "tiers.yaml:2", "principals": [AGENT], "hosts": [HOST],
+                    "methods": [], "paths": [], "read_only": true, "inject": null
                 }],
                 "mcp_servers": []
             }],
             "intercept_ca_file": at("ca.pem"), "intercept_ca_key_file": at("ca.key"), "squid": squid,
             "squid_users_dir": at("users"), "secrets_dir": at("secrets"), "upstream_roots": [at("roots.pem")],
-            "model": {"base_url": "https://model.example/v1", "key": null, "squid_user": "models", "models": {}}
+            "models": []
         }))
         .unwrap();
         if odd.no_bus {
@@ -145,11 +157,14 @@ impl World {
                 started_at: String::new(),
             });
         }
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let proxy = listener.local_addr().unwrap();
-        let tier = Arc::clone(&state.tiers[&"tasks".parse().unwrap()]);
-        let serving = serve_proxy(Arc::clone(&state), tier, Network::Tools, listener, cx.shutdown.draining());
-        cx.tasks.spawn("proxy", OnEnd::Expected, serving);
+        let mut doors = Vec::new();
+        for network in [Network::Tools, Network::Tier] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            doors.push(listener.local_addr().unwrap());
+            let tier = Arc::clone(&state.tiers[&"tasks".parse().unwrap()]);
+            let serving = serve_proxy(Arc::clone(&state), tier, network, listener, cx.shutdown.draining());
+            cx.tasks.spawn("proxy", OnEnd::Expected, serving);
+        }
 
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(interception.pem.as_bytes()).unwrap()).unwrap();
@@ -159,7 +174,20 @@ impl World {
             .unwrap()
             .with_root_certificates(roots)
             .with_no_client_auth();
-        Self { cx, state, origin, gate, proxy, client_tls: Arc::new(client_tls), _dir: dir }
+        let (proxy, agents_proxy) = (doors[0], doors[1]);
+        Self { cx, state, origin, gate, proxy, agents_proxy, client_tls: Arc::new(client_tls), _dir: dir }
+    }
+
+    /// Begins another turn of the tier.
+    pub fn next_turn(&self) {
+        self.state.turns.started(&TurnStarted {
+            tier: "tasks".parse().unwrap(),
+            turn: TurnId::generate(),
+            traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".parse().unwrap(),
+            channel: "terminal".to_owned(),
+            conversation: "test".to_owned(),
+            started_at: String::new(),
+        });
     }
 
     pub fn bus(&self) -> &service_kit::bus::Bus {
@@ -199,15 +227,18 @@ impl World {
 
     /// Sends a head as it is, and returns connection, status and the rest of the answer (its JSON, for refusals).
     pub async fn say(&self, from: Ipv4Addr, head: &str) -> (TcpStream, u16, Value) {
-        let mut stream = self.reach(from).await;
-        stream.write_all(head.as_bytes()).await.unwrap();
-        let (status, body) = tokio::time::timeout(DEADLINE, answer(&mut stream)).await.unwrap();
-        (stream, status, serde_json::from_slice(&body).unwrap_or(Value::Null))
+        say_on(self.reach(from).await, head).await
     }
 
     /// CONNECT with the container's own credentials.
     pub async fn connect(&self, authority: &str) -> (TcpStream, u16, Value) {
         self.say(Ipv4Addr::LOCALHOST, &connect_head(authority, Some((PRINCIPAL, TOKEN)))).await
+    }
+
+    /// CONNECT by the agent, on its own network.
+    pub async fn connect_agent(&self, authority: &str) -> (TcpStream, u16, Value) {
+        let stream = TcpStream::connect(self.agents_proxy).await.unwrap();
+        say_on(stream, &connect_head(authority, Some((AGENT, AGENT_TOKEN)))).await
     }
 
     /// TLS in a granted tunnel.
@@ -218,7 +249,15 @@ impl World {
 
     /// A tunnel to the allowed host, ready for requests.
     pub async fn tunnel(&self) -> Tunnel {
-        let (stream, status, body) = self.connect(&format!("{HOST}:443")).await;
+        self.tunnel_through(self.connect(&format!("{HOST}:443")).await).await
+    }
+
+    /// The same for the agent.
+    pub async fn agents_tunnel(&self) -> Tunnel {
+        self.tunnel_through(self.connect_agent(&format!("{HOST}:443")).await).await
+    }
+
+    async fn tunnel_through(&self, (stream, status, body): (TcpStream, u16, Value)) -> Tunnel {
         assert_eq!(status, 200, "{body}");
         let stream = self.tls(stream, HOST).await.unwrap();
         let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
@@ -280,6 +319,12 @@ pub async fn rest_of(stream: &mut (impl AsyncRead + Unpin)) -> Vec<u8> {
         async { while stream.read_buf(&mut rest).await.is_ok_and(|count| count > 0) && rest.len() < 65_536 {} };
     tokio::time::timeout(DEADLINE, reading).await.unwrap();
     rest
+}
+
+async fn say_on(mut stream: TcpStream, head: &str) -> (TcpStream, u16, Value) {
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let (status, body) = tokio::time::timeout(DEADLINE, answer(&mut stream)).await.unwrap();
+    (stream, status, serde_json::from_slice(&body).unwrap_or(Value::Null))
 }
 
 /// Reads a head and as much body as it announces.

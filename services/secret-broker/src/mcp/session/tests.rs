@@ -2,11 +2,17 @@
 
 use std::os::unix::fs::PermissionsExt;
 
+use assistant_proto::event::Layer;
+use service_kit::bus::Bus;
+use service_kit::turns::Turns;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::*;
+use crate::attempt::Attempt;
+use crate::ingress::room::Rooms;
+use crate::journal::{self, Departure};
 
 struct Double {
     session: Arc<Session>,
@@ -61,8 +67,19 @@ impl Double {
                 });
             }
         });
-        let server = McpServer { name: "marvin".parse().unwrap(), address, token_file, tools: vec!["a".to_owned()] };
-        Self { session: Session::new(server, tasks), seen, release, _stop: stop.drop_guard(), _dir: dir }
+        let server = McpServer {
+            name: "marvin".parse().unwrap(),
+            address,
+            token_file,
+            tools: ToolRule::Only(vec!["a".to_owned()]),
+        };
+        Self {
+            session: Session::new(server, tasks, Rooms::default().share()),
+            seen,
+            release,
+            _stop: stop.drop_guard(),
+            _dir: dir,
+        }
     }
 
     fn count(&self, method: &str) -> usize {
@@ -76,6 +93,15 @@ impl Double {
     }
 }
 
+/// As after a decision that was stored.
+async fn recorded() -> Recorded {
+    let attempt = Attempt::begin(&Turns::new(), &"tasks".parse().unwrap(), Layer::Mcp, "mcp", "test");
+    let principal = "zeroclaw-tasks".parse().unwrap();
+    journal::record(&Bus::detached(), &attempt, &Departure::of_list(&principal, "marvin", 8811, "tools/marvin"))
+        .await
+        .unwrap()
+}
+
 fn soon() -> Instant {
     Instant::now() + Duration::from_secs(20)
 }
@@ -83,11 +109,13 @@ fn soon() -> Instant {
 #[tokio::test]
 async fn many_who_want_the_list_ask_once() {
     let double = Double::start(&["tools/list"]).await;
+    let recorded = recorded().await;
     let session = &double.session;
     let listing = async {
-        tokio::join!(session.list(soon()), async {
+        tokio::join!(session.list(soon(), &recorded), async {
             double.wait_for("tools/list").await;
-            let (mut second, mut third) = (Box::pin(session.list(soon())), Box::pin(session.list(soon())));
+            let (mut second, mut third) =
+                (Box::pin(session.list(soon(), &recorded)), Box::pin(session.list(soon(), &recorded)));
             assert!(futures::poll!(&mut second).is_pending() && futures::poll!(&mut third).is_pending());
             double.release.notify_one();
             assert!(second.await.is_ok() && third.await.is_ok());
@@ -96,7 +124,7 @@ async fn many_who_want_the_list_ask_once() {
     assert!(timeout(Duration::from_secs(20), listing).await.unwrap().0.is_ok());
     assert_eq!(double.count("tools/list"), 1);
     double.release.notify_one();
-    assert!(session.list(soon()).await.is_ok());
+    assert!(session.list(soon(), &recorded).await.is_ok());
     assert_eq!(double.count("tools/list"), 2, "who comes later gets a new list");
 }
 
@@ -104,9 +132,9 @@ async fn many_who_want_the_list_ask_once() {
 async fn a_failure_ends_only_the_session_it_happened_in() {
     let double = Double::start(&[]).await;
     let session = &double.session;
-    let (first, _) = session.ready().await.unwrap();
+    let (first, _) = session.ready(soon()).await.unwrap();
     session.forget(first);
-    let (second, _) = session.ready().await.unwrap();
+    let (second, _) = session.ready(soon()).await.unwrap();
     session.forget(first);
     assert_eq!(session.initialised().map(|(generation, _)| generation), Some(second));
     assert_eq!(double.count("initialize"), 2);
@@ -115,17 +143,56 @@ async fn a_failure_ends_only_the_session_it_happened_in() {
 #[tokio::test]
 async fn a_deadline_holds_while_another_initialises() {
     let double = Double::start(&["initialize"]).await;
+    let recorded = recorded().await;
     let session = &double.session;
-    let mut stuck = Box::pin(session.list(Instant::now() + Duration::from_secs(3_600)));
+    let mut stuck = Box::pin(session.list(Instant::now() + Duration::from_secs(3_600), &recorded));
     let outcome = async {
         tokio::select! {
             _ = &mut stuck => panic!("nobody answers it"),
             () = double.wait_for("initialize") => {}
         }
-        session.ask("tools/call", Map::new(), Instant::now() + Duration::from_millis(50), ANSWER_MOST).await
+        session.ask("tools/call", Map::new(), Instant::now() + Duration::from_millis(50), ANSWER_MOST, None).await
     };
     let outcome = timeout(Duration::from_secs(20), outcome).await.unwrap();
     assert!(matches!(outcome, Err(SessionError::TimedOut)));
+}
+
+#[tokio::test]
+async fn an_open_server_is_held_to_its_first_list() {
+    let double = Double::start(&[]).await;
+    let server = McpServer { tools: ToolRule::All, ..double.session.server().clone() };
+    let session = Session::new(server, double.session.tasks.clone(), Rooms::default().share());
+    let list = |names: &[&str], text: &str| -> Vec<Arc<Described>> {
+        let entries = names.iter().map(|name| json!({"name": name, "description": text}));
+        entries.filter_map(Described::read).map(Arc::new).collect()
+    };
+    assert_eq!(session.pin(1, list(&["a", "b"], "first")), list(&["a", "b"], "first"));
+    assert_eq!(
+        session.pin(1, list(&["b", "c"], "second")),
+        list(&["b"], "first"),
+        "taken away, not added, not changed"
+    );
+    assert_eq!(session.pin(1, list(&["a"], "second")), list(&["a"], "first"));
+    assert!(session.has("b").unwrap() && !session.has("c").unwrap());
+    assert_eq!(session.pin(2, list(&["c"], "third")), list(&["c"], "third"), "a new session begins anew");
+    assert!(session.has("c").unwrap() && !session.has("a").unwrap());
+    assert_eq!(double.count("tools/list"), 0, "what is known is not asked");
+}
+
+#[test]
+fn odd_names_are_no_tools() {
+    for (name, plain) in [
+        ("get_tasks", true),
+        ("a.b-c", true),
+        ("", false),
+        ("a b", false),
+        ("a\u{1b}", false),
+        ("\u{e9}", false),
+        ("a/b", false),
+    ] {
+        assert_eq!(is_plain(name), plain, "{name:?}");
+    }
+    assert!(is_plain(&"a".repeat(128)) && !is_plain(&"a".repeat(129)));
 }
 
 #[test]

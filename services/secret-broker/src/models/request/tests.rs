@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
-use assistant_proto::config::ModelRoute;
+use assistant_proto::config::{Confidentiality, ModelRoute};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -9,12 +9,13 @@ use crate::refusal::Refusal;
 
 fn rebuilt(body: &[u8]) -> Result<Rebuilt, Refusal> {
     let route = ModelRoute {
-        base_url: "https://model.example/v1".to_owned(),
-        key: None,
-        squid_user: "models".to_owned(),
-        models: [("assistant".to_owned(), "upstream-model".to_owned())].into(),
+        confidential: Confidentiality::None,
+        litellm: "10.87.4.11:4000".parse().unwrap(),
+        key_file: "/none".into(),
+        models: vec!["assistant".to_owned()],
     };
-    rebuild(body, &route, &"zeroclaw-tasks".parse().unwrap())
+    let offer = policy::offer(std::slice::from_ref(&route), &"tasks".parse().unwrap(), Confidentiality::None).unwrap();
+    rebuild(body, offer, &"zeroclaw-tasks".parse().unwrap())
 }
 
 fn read(body: &Value) -> Result<Rebuilt, Refusal> {
@@ -22,7 +23,7 @@ fn read(body: &Value) -> Result<Rebuilt, Refusal> {
 }
 
 fn sent(body: &Value) -> Value {
-    serde_json::from_slice(&read(body).expect("it is a good request").bytes().unwrap()).unwrap()
+    serde_json::from_slice(&read(body).expect("it is a good request").request.bytes().unwrap()).unwrap()
 }
 
 fn reason(body: &Value) -> &'static str {
@@ -81,13 +82,12 @@ fn what_zeroclaw_sends_passes_without_its_extras() {
     let read = read(&zeroclaw()).unwrap();
     assert_eq!((read.permit.model(), read.stream), ("assistant", true));
     let mut expected = zeroclaw();
-    expected["model"] = json!("upstream-model");
     let message = expected["messages"][2].as_object_mut().unwrap();
     message.remove("thinking_blocks");
     message["tool_calls"][0].as_object_mut().unwrap().remove("extra_content");
     expected["messages"][4]["content"][0].as_object_mut().unwrap().remove("cache_control");
     expected["tools"][0]["function"]["parameters"].as_object_mut().unwrap().remove("$schema");
-    assert_eq!(serde_json::from_slice::<Value>(&read.bytes().unwrap()).unwrap(), expected);
+    assert_eq!(serde_json::from_slice::<Value>(&read.request.bytes().unwrap()).unwrap(), expected);
 }
 
 #[test]
@@ -100,8 +100,7 @@ fn every_known_field_arrives() {
         "tools": [{"type": "function", "function": {"name": "f", "strict": true}}],
         "tool_choice": {"type": "function", "function": {"name": "f"}},
     }));
-    let mut expected = body.clone();
-    expected["model"] = json!("upstream-model");
+    let expected = body.clone();
     assert_eq!(sent(&body), expected);
     assert_eq!(sent(&with(json!({"stop": "x"})))["stop"], "x");
     assert_eq!(
@@ -339,7 +338,7 @@ proptest! {
             map.insert(format!("x_{key}"), json!("https://attacker.example"));
         }
         if let Ok(read) = read(&body) {
-            let mut sent: Value = serde_json::from_slice(&read.bytes().unwrap()).unwrap();
+            let mut sent: Value = serde_json::from_slice(&read.request.bytes().unwrap()).unwrap();
             // JSON Schema is the one place where keys are the caller's own: they are data for the model.
             sent["tools"][0]["function"]["parameters"] = Value::Null;
             prop_assert!(!sent.to_string().contains("attacker.example"), "{}", sent);
