@@ -8,11 +8,10 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Parser;
+use shims::life::until_told;
 use shims::wrapper::environment::environment;
 use shims::wrapper::ingress::TokenHash;
 use shims::wrapper::{Settings, run};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 /// Wraps one MCP server that speaks over its standard streams and offers it as HTTP.
@@ -86,27 +85,7 @@ fn settings(arguments: Arguments) -> anyhow::Result<Settings> {
 fn serve(settings: Settings) -> anyhow::Result<()> {
     // As process 1 all orphans come here anyway. Outside a container this makes it so.
     nix::sys::prctl::set_child_subreaper(true).context("cannot become the reaper of orphans")?;
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start a runtime")?;
-    runtime.block_on(async {
-        let stop = CancellationToken::new();
-        let mut terminate = signal(SignalKind::terminate()).context("cannot receive SIGTERM")?;
-        let mut interrupt = signal(SignalKind::interrupt()).context("cannot receive SIGINT")?;
-        let told = async {
-            // Both are cancel-safe; the first ends the wait.
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-            stop.cancel();
-            // Keeps the select below waiting for `run` to finish its work.
-            std::future::pending::<()>().await;
-        };
-        tokio::select! {
-            result = run(settings, stop.clone()) => result,
-            () = told => Ok(()),
-        }
-    })
+    until_told(|stop| run(settings, stop))
 }
 
 /// A token: the file's text without its final line end, never empty.
