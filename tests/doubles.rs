@@ -9,6 +9,7 @@ pub mod marvin;
 pub mod model;
 pub mod record;
 pub mod script;
+pub mod telegram;
 pub mod web;
 
 use std::net::Ipv4Addr;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use service_kit::files::read_secret;
 use service_kit::task::{OnEnd, Tasks};
+use zeroize::Zeroizing;
 
 use self::authority::Authority;
 use self::record::Record;
@@ -28,6 +30,8 @@ pub const DNS: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 53);
 pub const MODEL: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
 /// The task service.
 pub const MARVIN: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 20);
+/// Telegram's Bot API.
+pub const TELEGRAM: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 30);
 /// A host that exists, has a name and a valid certificate, and that nobody allowed.
 pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 66);
 
@@ -35,6 +39,8 @@ pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 66);
 pub const MODEL_HOST: &str = "model.drill.example";
 /// Name of the task service; the real client has it compiled in.
 pub const MARVIN_HOST: &str = "serv.amazingmarvin.com";
+/// Name of Telegram's Bot API.
+pub const TELEGRAM_HOST: &str = "api.telegram.org";
 /// Name of the host that nobody allowed.
 pub const OUTSIDE_HOST: &str = "outside.drill.example";
 
@@ -50,7 +56,9 @@ pub struct Settings {
     pub marvin_token_file: PathBuf,
     /// The key the model asks for.
     pub model_key_file: PathBuf,
-    /// Unix socket that says what arrived.
+    /// The token of the bot that Telegram knows; without it Telegram knows none.
+    pub telegram_token_file: Option<PathBuf>,
+    /// Unix socket that says what arrived, and where one writes as a person on Telegram.
     pub control_socket: PathBuf,
 }
 
@@ -87,7 +95,19 @@ async fn serve(settings: Settings) -> anyhow::Result<()> {
     .await?;
     web::start(&tasks, OUTSIDE, authority.server_config(OUTSIDE_HOST)?, Arc::clone(&record), |_| web::text(200, "out"))
         .await?;
-    control::start(&tasks, &settings.control_socket, record)?;
+    // Without a bot no token is right: there is always somebody at the address.
+    let telegram_token = match &settings.telegram_token_file {
+        Some(file) => read_secret(file).context("the Telegram bot's token")?,
+        None => Zeroizing::new(format!("0:{}", uuid::Uuid::new_v4().simple())),
+    };
+    let telegram = Arc::new(telegram::Telegram::new(telegram_token));
+    let (tls, asked) = (authority.server_config(TELEGRAM_HOST)?, Arc::clone(&telegram));
+    web::serve_at(&tasks, (TELEGRAM, 443).into(), tls, Arc::clone(&record), move |request| {
+        let telegram = Arc::clone(&asked);
+        async move { telegram.answer(&request).await }
+    })
+    .await?;
+    control::start(&tasks, &settings.control_socket, record, Some(telegram))?;
     tracing::info!("the drill's internet is up");
 
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;

@@ -12,7 +12,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::AsyncReadExt;
 
 use super::record::{Arrival, Record};
-use super::{DNS, MARVIN, MODEL, OUTSIDE, critical};
+use super::{DNS, MARVIN, MODEL, OUTSIDE, TELEGRAM, critical};
 
 /// Where connections go that no double serves.
 const CATCH_ALL_PORT: u16 = 9;
@@ -28,7 +28,7 @@ const ETH_P_ALL: i32 = 0x0300;
 pub fn redirect_what_nobody_serves() -> anyhow::Result<()> {
     let rules = format!(
         "table ip sink {{}}\ndelete table ip sink\ntable ip sink {{\n chain prerouting {{\n  type nat hook prerouting \
-         priority -100; policy accept;\n  ip daddr {{ {MODEL}, {MARVIN}, {OUTSIDE} }} tcp dport 443 accept\n  ip daddr {DNS} \
+         priority -100; policy accept;\n  ip daddr {{ {MODEL}, {MARVIN}, {OUTSIDE}, {TELEGRAM} }} tcp dport 443 accept\n  ip daddr {DNS} \
          meta l4proto {{ tcp, udp }} th dport 53 accept\n  meta l4proto tcp redirect to :{CATCH_ALL_PORT}\n }}\n}}\n"
     );
     let mut nft = Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().context("nft")?;

@@ -1,4 +1,5 @@
-//! Says over a Unix socket what arrived: `GET /since/<cursor>` gives `{"cursor": n, "entries": [...]}`.
+//! Says over a Unix socket what arrived: `GET /since/<cursor>` gives `{"cursor": n, "entries": [...]}`. Below
+//! `/telegram/` one is a person on Telegram: see [`Telegram::control`].
 
 use std::convert::Infallible;
 use std::path::Path;
@@ -7,7 +8,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,10 @@ use service_kit::task::{OnEnd, Tasks};
 
 use super::critical;
 use super::record::{Entry, Record};
+use super::telegram::Telegram;
+
+/// What a person writes, with all that may surround it.
+const MOST_BODY: usize = 1024 * 1024;
 
 /// The answer.
 #[derive(Debug, Serialize, Deserialize)]
@@ -29,7 +34,7 @@ pub struct Since {
 ///
 /// # Errors
 /// When it cannot be bound.
-pub fn start(tasks: &Tasks, path: &Path, record: Arc<Record>) -> anyhow::Result<()> {
+pub fn start(tasks: &Tasks, path: &Path, record: Arc<Record>, telegram: Option<Arc<Telegram>>) -> anyhow::Result<()> {
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir)?;
     }
@@ -42,11 +47,21 @@ pub fn start(tasks: &Tasks, path: &Path, record: Arc<Record>) -> anyhow::Result<
     critical(tasks, "control".to_owned(), async move {
         loop {
             let (stream, _) = listener.accept().await?;
-            let record = Arc::clone(&record);
+            let (record, telegram) = (Arc::clone(&record), telegram.clone());
             open.spawn("control-connection", OnEnd::Expected, async move {
                 let service = service_fn(move |request: Request<hyper::body::Incoming>| {
-                    let answer = answer(request.uri().path(), &record);
-                    async move { Ok::<_, Infallible>(answer) }
+                    let (record, telegram) = (Arc::clone(&record), telegram.clone());
+                    async move {
+                        let (parts, body) = request.into_parts();
+                        let body = Limited::new(body, MOST_BODY).collect().await.map(|body| body.to_bytes());
+                        let body = body.unwrap_or_default();
+                        let said = telegram
+                            .and_then(|telegram| telegram.control(parts.method.as_str(), parts.uri.path(), &body));
+                        Ok::<_, Infallible>(match said {
+                            Some(said) => response(StatusCode::OK, said.to_string().into_bytes()),
+                            None => answer(parts.uri.path(), &record),
+                        })
+                    }
                 });
                 hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await?;
                 Ok(())
@@ -60,10 +75,13 @@ fn answer(path: &str, record: &Record) -> Response<Full<Bytes>> {
     let cursor = path.strip_prefix("/since/").and_then(|text| text.parse().ok());
     let body = cursor
         .and_then(|cursor| serde_json::to_vec(&Since { cursor: record.cursor(), entries: record.since(cursor) }).ok());
-    let (status, body) = match body {
-        Some(body) => (StatusCode::OK, body),
-        None => (StatusCode::NOT_FOUND, b"ask for /since/<cursor>\n".to_vec()),
-    };
+    match body {
+        Some(body) => response(StatusCode::OK, body),
+        None => response(StatusCode::NOT_FOUND, b"ask for /since/<cursor>, or for what is below /telegram/\n".to_vec()),
+    }
+}
+
+fn response(status: StatusCode, body: Vec<u8>) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
     response

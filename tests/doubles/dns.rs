@@ -10,7 +10,7 @@ use service_kit::task::{OnEnd, Tasks};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::record::{Arrival, Record};
-use super::{MARVIN, MARVIN_HOST, MODEL, MODEL_HOST, OUTSIDE, OUTSIDE_HOST, critical};
+use super::{MARVIN, MARVIN_HOST, MODEL, MODEL_HOST, OUTSIDE, OUTSIDE_HOST, TELEGRAM, TELEGRAM_HOST, critical};
 
 const TTL_SECONDS: u32 = 5;
 
@@ -56,6 +56,7 @@ fn address_of(name: &str) -> Option<Ipv4Addr> {
         MODEL_HOST => Some(MODEL),
         MARVIN_HOST => Some(MARVIN),
         OUTSIDE_HOST => Some(OUTSIDE),
+        TELEGRAM_HOST => Some(TELEGRAM),
         _ => None,
     }
 }

@@ -1,5 +1,6 @@
 //! Double of an OpenAI-compatible model (<https://platform.openai.com/docs/api-reference/chat>): what it says comes
-//! from [`super::script`], so that a real ZeroClaw makes real tool calls.
+//! from [`super::script`], so that a real ZeroClaw makes real tool calls. It reads what it needs and passes over every
+//! other field: gateways such as LiteLLM add their own.
 
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
@@ -29,10 +30,15 @@ impl Model {
         if shown.and_then(|shown| shown.strip_prefix("Bearer ")) != Some(self.key.as_str()) {
             return error(401, "unknown key", false);
         }
-        match (asked.method.as_str(), asked.path.as_str()) {
+        // Gateways add a query of their own.
+        let path = asked.path.split('?').next().unwrap_or_default();
+        let me = json!({"id": NAME, "object": "model", "created": 0, "owned_by": "drill"});
+        match (asked.method.as_str(), path.trim_end_matches('/')) {
             ("GET", "/v1/models") => {
-                let body = json!({"object": "list", "data": [{"id": NAME, "object": "model", "owned_by": "drill"}]});
-                answer(200, "application/json", body.to_string(), true)
+                answer(200, "application/json", json!({"object": "list", "data": [me]}).to_string(), true)
+            }
+            ("GET", path) if path.strip_prefix("/v1/models/") == Some(NAME) => {
+                answer(200, "application/json", me.to_string(), true)
             }
             ("POST", "/v1/chat/completions") => match serde_json::from_slice::<Value>(&asked.body) {
                 Ok(body) => complete(&body),
@@ -138,6 +144,27 @@ fn stream(message: &Value, finish: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn asked(method: http::Method, path: &str, body: &str) -> Asked {
+        let mut headers = http::HeaderMap::new();
+        headers.insert(http::header::AUTHORIZATION, http::HeaderValue::from_static("Bearer k"));
+        headers.insert("x-stainless-lang", http::HeaderValue::from_static("python"));
+        Asked { method, path: path.to_owned(), headers, body: body.to_owned().into() }
+    }
+
+    #[test]
+    fn what_a_gateway_adds_does_not_matter() {
+        let model = Model::new(Zeroizing::new("k".to_owned()));
+        let status = |asked: Asked| model.answer(&asked).response.status().as_u16();
+        for path in ["/v1/models", "/v1/models?limit=1", "/v1/models/", "/v1/models/drill-model"] {
+            assert_eq!(status(asked(http::Method::GET, path, "")), 200, "{path}");
+        }
+        assert_eq!(status(asked(http::Method::GET, "/v1/models/other", "")), 404);
+        let body = json!({"model": NAME, "messages": [{"role": "user", "content": [{"type": "text", "text": "!say x"}],
+            "provider_specific_fields": null}], "stream": true, "stream_options": {"include_usage": true}, "user": "u",
+            "extra_body": {}, "metadata": {"a": "b"}, "drop_params": true, "max_tokens": 5});
+        assert_eq!(status(asked(http::Method::POST, "/v1/chat/completions?api-version=1", &body.to_string())), 200);
+    }
 
     #[test]
     fn tools_are_found_by_their_end() {

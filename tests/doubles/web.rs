@@ -1,7 +1,6 @@
 //! HTTPS for the doubles: TLS 1.2 and 1.3, HTTP/1.1, every request recorded.
 
-use std::convert::Infallible;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -37,6 +36,10 @@ pub struct Answer {
     pub response: Response<Full<Bytes>>,
     /// Whether the credential was the right one.
     pub authorized: bool,
+    /// What is recorded instead of the path, where a credential is part of that.
+    pub recorded_path: Option<String>,
+    /// Whether the connection ends instead of an answer.
+    pub hang_up: bool,
 }
 
 /// A plain-text answer without a credential.
@@ -53,10 +56,10 @@ pub fn answer(status: u16, content_type: &str, body: String, authorized: bool) -
     if let Ok(value) = content_type.parse() {
         response.headers_mut().insert(http::header::CONTENT_TYPE, value);
     }
-    Answer { response, authorized }
+    Answer { response, authorized, recorded_path: None, hang_up: false }
 }
 
-/// Serves `address:443`.
+/// Serves `address:443` with answers that need not be waited for.
 ///
 /// # Errors
 /// When the socket cannot be bound.
@@ -70,7 +73,31 @@ pub async fn start<H>(
 where
     H: Fn(&Asked) -> Answer + Send + Sync + 'static,
 {
-    let listener = tokio::net::TcpListener::bind((address, 443)).await?;
+    let handler = Arc::new(handler);
+    let waiting = move |asked: Asked| {
+        let handler = Arc::clone(&handler);
+        async move { handler(&asked) }
+    };
+    serve_at(tasks, (address, 443).into(), tls, record, waiting).await.map(|_| ())
+}
+
+/// Serves an address of choice, port 0 included, with answers that may take a while. Returns where it listens.
+///
+/// # Errors
+/// When the socket cannot be bound.
+pub async fn serve_at<H, F>(
+    tasks: &Tasks,
+    address: SocketAddr,
+    tls: Arc<rustls::ServerConfig>,
+    record: Arc<Record>,
+    handler: H,
+) -> anyhow::Result<SocketAddr>
+where
+    H: Fn(Asked) -> F + Send + Sync + 'static,
+    F: Future<Output = Answer> + Send,
+{
+    let listener = tokio::net::TcpListener::bind(address).await?;
+    let address = listener.local_addr()?;
     let acceptor = tokio_rustls::TlsAcceptor::from(tls);
     let handler = Arc::new(handler);
     let open = tasks.clone();
@@ -83,40 +110,49 @@ where
                 let stream = acceptor.accept(stream).await?;
                 let service = service_fn(move |request: Request<hyper::body::Incoming>| {
                     let (handler, record) = (Arc::clone(&handler), Arc::clone(&record));
-                    async move { Ok::<_, Infallible>(serve(request, &*handler, &record).await) }
+                    async move { serve(request, &*handler, &record).await }
                 });
                 hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await?;
                 Ok(())
             });
         }
     });
-    Ok(())
+    Ok(address)
 }
 
-async fn serve<H>(request: Request<hyper::body::Incoming>, handler: &H, record: &Record) -> Response<Full<Bytes>>
+async fn serve<H, F>(
+    request: Request<hyper::body::Incoming>,
+    handler: &H,
+    record: &Record,
+) -> std::io::Result<Response<Full<Bytes>>>
 where
-    H: Fn(&Asked) -> Answer,
+    H: Fn(Asked) -> F,
+    F: Future<Output = Answer>,
 {
     let (parts, body) = request.into_parts();
     let path = parts.uri.path_and_query().map_or_else(|| "/".to_owned(), ToString::to_string);
     let host = parts.headers.get(http::header::HOST).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
     let headers: Vec<String> = parts.headers.keys().map(ToString::to_string).collect();
     let answer = match Limited::new(body, MOST_BODY).collect().await {
-        Ok(body) => handler(&Asked {
-            method: parts.method.clone(),
-            path: path.clone(),
-            headers: parts.headers,
-            body: body.to_bytes(),
-        }),
+        Ok(body) => {
+            let asked = Asked {
+                method: parts.method.clone(),
+                path: path.clone(),
+                headers: parts.headers,
+                body: body.to_bytes(),
+            };
+            handler(asked).await
+        }
         Err(_) => text(413, "too large or broken"),
     };
+    let status = answer.response.status().as_u16();
     record.add(Arrival::Request {
         host,
         method: parts.method.to_string(),
-        path,
+        path: answer.recorded_path.unwrap_or(path),
         headers,
         authorized: answer.authorized,
-        status: answer.response.status().as_u16(),
+        status,
     });
-    answer.response
+    if answer.hang_up { Err(std::io::Error::other("hung up as scripted")) } else { Ok(answer.response) }
 }

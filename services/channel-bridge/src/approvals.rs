@@ -227,6 +227,13 @@ impl Approvals {
         self.open.iter().filter(|question| question.person == *person && question.expires > now).cloned().collect()
     }
 
+    /// Whether a code means anything to a person: open, or answered before.
+    #[must_use]
+    pub fn knows(&self, person: &Person, code: &Code) -> bool {
+        self.open.iter().any(|question| question.person == *person && question.code.matches(code))
+            || self.closed.iter().any(|(closed, who, _)| who == person && closed.matches(code))
+    }
+
     /// Somebody has seen it.
     pub fn shown(&mut self, id: &ApprovalId) {
         if let Some(question) = self.open.iter_mut().find(|question| question.id == *id) {

@@ -4,7 +4,7 @@
 //! well. It runs as the operator, on the VM, and knows nothing but the gRPC contract. What it prints was made harmless
 //! by the service, and is again here: the two may be of different versions.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -148,7 +148,9 @@ impl<W: Write> Chat<W> {
                 self.screen.note(&format!("not ready yet: {}", harmless(&channel.problem, 500)))?;
             }
             None => {
-                let known: Vec<&str> = channels.iter().map(|channel| channel.tier.as_str()).collect();
+                // A tier has as many channels as it can be talked to through.
+                let known: BTreeSet<&str> = channels.iter().map(|channel| channel.tier.as_str()).collect();
+                let known: Vec<&str> = known.into_iter().collect();
                 anyhow::bail!("there is no tier of that name; there are: {}", known.join(", "));
             }
         }
@@ -292,6 +294,7 @@ impl<W: Write> Chat<W> {
     fn show(&mut self, event: Option<Event>) -> std::io::Result<Option<Went>> {
         match event {
             Some(Event::Accepted(_)) => self.screen.begin(),
+            Some(Event::Queued(_)) => self.screen.note("Waiting: the tier is busy with another message.")?,
             Some(Event::Text(text)) => self.screen.text(&text.chunk)?,
             Some(Event::ToolCall(call)) => self.screen.tool(&call.title, &call.status)?,
             Some(Event::ApprovalRequested(ask)) => {

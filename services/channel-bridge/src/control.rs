@@ -6,7 +6,7 @@ use assistant_proto::channel::channel_service_server::ChannelService;
 use assistant_proto::channel::send_message_response::Event;
 use assistant_proto::channel::{
     Accepted, ApprovalDecided, ApprovalRequested, Channel, Ended, Failed, ListChannelsRequest, ListChannelsResponse,
-    SendMessageRequest, SendMessageResponse, Text, ToolCall,
+    Queued, SendMessageRequest, SendMessageResponse, Text, ToolCall,
 };
 use assistant_proto::event::ApprovalOutcome;
 use futures::future::join_all;
@@ -14,19 +14,22 @@ use futures::stream::{self, BoxStream, StreamExt};
 use tonic::{Request, Response, Status};
 
 use crate::channels::terminal::{self, Message, SendError, Terminal};
+use crate::channels::{Channels, Statuses};
 use crate::envelope::Update;
 
 /// The gRPC service.
 #[derive(Debug, Clone)]
 pub struct Control {
     terminal: Arc<Terminal>,
+    channels: Channels,
+    statuses: Statuses,
 }
 
 impl Control {
-    /// Serves a terminal channel.
+    /// Serves a terminal channel, and says how the messengers are.
     #[must_use]
-    pub fn new(terminal: Arc<Terminal>) -> Self {
-        Self { terminal }
+    pub fn new(terminal: Arc<Terminal>, channels: Channels, statuses: Statuses) -> Self {
+        Self { terminal, channels, statuses }
     }
 }
 
@@ -65,7 +68,17 @@ impl ChannelService for Control {
             };
             Channel { tier: tier.to_string(), kind: terminal::KIND.to_owned(), ready: problem.is_empty(), problem }
         });
-        Ok(Response::new(ListChannelsResponse { channels: join_all(channels).await }))
+        let mut channels = join_all(channels).await;
+        for channel in self.channels.iter() {
+            let problem = self.statuses.problem(channel.account()).unwrap_or_default();
+            channels.extend(channel.tiers().iter().map(|tier| Channel {
+                tier: tier.to_string(),
+                kind: channel.capabilities().kind.to_owned(),
+                ready: problem.is_empty(),
+                problem: problem.clone(),
+            }));
+        }
+        Ok(Response::new(ListChannelsResponse { channels }))
     }
 }
 
@@ -89,9 +102,10 @@ fn status(error: &SendError) -> Status {
 fn response(update: Update) -> SendMessageResponse {
     let event = match update {
         Update::Accepted { turn, trace_id } => Event::Accepted(Accepted { turn_id: turn.to_string(), trace_id }),
+        Update::Queued => Event::Queued(Queued {}),
         Update::Text(chunk) => Event::Text(Text { chunk }),
         Update::ToolCall { title, status } => Event::ToolCall(ToolCall { title, status: status.as_str().to_owned() }),
-        Update::Ask { action, code, expires_in } => Event::ApprovalRequested(ApprovalRequested {
+        Update::Ask { approval: _, action, code, expires_in } => Event::ApprovalRequested(ApprovalRequested {
             action,
             code: code.dangerous_reveal(),
             expires_in_seconds: u32::try_from(expires_in.as_secs()).unwrap_or(u32::MAX),

@@ -8,7 +8,7 @@ use assistant_proto::name::{TierName, TurnId};
 use serde::{Deserialize, Serialize};
 
 use crate::acp::message::ToolStatus;
-use crate::approvals::Code;
+use crate::approvals::{ApprovalId, Code};
 
 /// Longest reply that is kept, in bytes after it was made harmless. JSON may double it, which still fits a NATS message
 /// of 1 MiB.
@@ -59,6 +59,8 @@ pub enum Update {
         /// Its trace, 32 hex digits.
         trace_id: String,
     },
+    /// It waits: the tier is busy with another message.
+    Queued,
     /// A piece of the answer, made harmless.
     Text(String),
     /// A tool call began or went on.
@@ -70,6 +72,8 @@ pub enum Update {
     },
     /// The agent asks for permission.
     Ask {
+        /// Which question it is; says nothing about the code.
+        approval: ApprovalId,
         /// What it wants to do, made harmless.
         action: String,
         /// To be typed after YES or NO.
@@ -220,7 +224,18 @@ pub fn keyed_turn(person: &Person, key: &str) -> Option<TurnId> {
         person.sender.as_bytes(),
         key.as_bytes(),
     ]);
-    // 32 hex digits are a UUID without its hyphens; the value is opaque, so version bits do not matter.
+    as_turn(&id)
+}
+
+/// The turn of a message on a messenger: the same message, the same turn, whichever tier it is for by now. `identity` is
+/// the account's identity with the messenger, `key` the messenger's identity of the message.
+#[must_use]
+pub fn arrived_turn(channel: &str, identity: &str, key: &str) -> Option<TurnId> {
+    as_turn(&EventId::derive(&[b"arrived", channel.as_bytes(), identity.as_bytes(), key.as_bytes()]))
+}
+
+/// 32 hex digits are a UUID without its hyphens; the value is opaque, so version bits do not matter.
+fn as_turn(id: &EventId) -> Option<TurnId> {
     uuid::Uuid::parse_str(id.as_str()).ok().and_then(|id| id.hyphenated().to_string().parse().ok())
 }
 
@@ -257,6 +272,9 @@ mod tests {
         assert!(keyed_turn(&person("a"), "k").is_some());
         assert_ne!(keyed_turn(&person("a"), "k"), keyed_turn(&person("b"), "k"));
         assert_ne!(keyed_turn(&person("a"), "k"), keyed_turn(&person("a"), "l"));
+        assert_eq!(arrived_turn("telegram", "42", "7"), arrived_turn("telegram", "42", "7"));
+        assert!(arrived_turn("telegram", "42", "7").is_some());
+        assert_ne!(arrived_turn("telegram", "42", "7"), arrived_turn("telegram", "4", "27"));
     }
 
     #[test]

@@ -15,7 +15,8 @@ use service_kit::host::Shutdown;
 use service_kit::task::{OnEnd, Tasks};
 use tokio::sync::watch;
 
-use crate::envelope::{Outcome, Person};
+use crate::attendant::Attendants;
+use crate::envelope::{Outcome, Person, Update};
 use crate::post::Post;
 use crate::record::{RecordError, Records, TurnRecord};
 use crate::registry::Registry;
@@ -52,6 +53,7 @@ pub struct Inbox {
 #[derive(Debug)]
 struct Inner {
     runner: Runner,
+    attendants: Attendants,
     post: Arc<dyn Post>,
     records: Records,
     registry: Registry,
@@ -65,13 +67,14 @@ struct Inner {
 impl Inbox {
     /// An inbox that spawns its turns on `tasks`.
     #[must_use]
-    pub fn new(runner: Runner, tasks: Tasks, shutdown: Shutdown) -> Self {
+    pub fn new(runner: Runner, attendants: Attendants, tasks: Tasks, shutdown: Shutdown) -> Self {
         Self {
             inner: Arc::new(Inner {
                 post: Arc::clone(&runner.post),
                 records: runner.records.clone(),
                 registry: runner.registry.clone(),
                 runner,
+                attendants,
                 tasks,
                 shutdown,
                 tiers: Mutex::default(),
@@ -102,6 +105,7 @@ impl Inbox {
         let (sender, receiver) = watch::channel(None);
         running.insert(turn.clone(), receiver.clone());
         drop(running);
+        self.inner.attendants.attend(&received, receiver.clone());
         let (inner, name) = (Arc::clone(&self.inner), format!("turn {turn}"));
         let entry = Entry { inner: Arc::clone(&self.inner), turn };
         self.inner.tasks.spawn(name, OnEnd::Expected, async move {
@@ -132,6 +136,9 @@ impl Inner {
     async fn process(&self, received: &ChannelReceived) -> Result<(), InboxError> {
         let tier = Arc::clone(lock(&self.tiers).entry(received.tier.clone()).or_default());
         let draining = self.shutdown.draining();
+        if tier.try_lock().is_err() {
+            self.registry.say(&received.turn, &Update::Queued);
+        }
         let _turn_of_the_tier = tokio::select! {
             biased;
             () = draining.cancelled() => return Err(InboxError::Draining),

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use assistant_proto::event::{
-    ApprovalDecided, ApprovalRequested, ChannelReceived, ChannelReplied, ChannelSent, TurnAcknowledged, TurnEnded,
-    TurnStarted,
+    ApprovalDecided, ApprovalRequested, ChannelIgnored, ChannelReceived, ChannelReplied, ChannelSent, EventId,
+    TurnAcknowledged, TurnEnded, TurnStarted,
 };
 use assistant_proto::trace::TraceParent;
 use futures::future::BoxFuture;
@@ -38,6 +38,8 @@ pub enum Notice {
     ApprovalDecided(ApprovalDecided),
     /// A reply went out.
     ChannelSent(ChannelSent),
+    /// Somebody was ignored.
+    ChannelIgnored(ChannelIgnored),
 }
 
 /// What the bridge needs of the bus.
@@ -121,6 +123,7 @@ impl Post for Bus {
                 self.emit(event, envelope::approval_id("approval.decided", &event.approval), parent);
             }
             Notice::ChannelSent(event) => self.emit(event, envelope::sent_id(&event.turn), parent),
+            Notice::ChannelIgnored(event) => self.emit(event, EventId::unique(), parent),
         }
     }
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use assistant_proto::name::TurnId;
+use assistant_proto::name::{TierName, TurnId};
 use assistant_proto::trace::TraceParent;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -24,6 +24,9 @@ use crate::envelope::{Conversation, Outcome};
 const KEEP_TURNS: Duration = Duration::from_secs(14 * 24 * 3600);
 /// Conversations that are remembered; the least recently used go first.
 const MOST_SESSIONS: usize = 4096;
+/// Keys of messages that are remembered per account: several times what a messenger offers at once, and what was not
+/// acknowledged is among the newest.
+const MOST_SEEN: usize = 512;
 
 /// Why a record could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +77,10 @@ struct KnownSession {
 pub struct Records {
     turns: PathBuf,
     sessions: PathBuf,
+    /// Messages of messengers that were taken, by account.
+    seen: PathBuf,
+    /// The tier that was chosen for a conversation of a messenger.
+    chosen: PathBuf,
     /// One writer at a time, so that reading, changing and writing a file is one step.
     writing: Arc<Mutex<()>>,
 }
@@ -86,7 +93,13 @@ impl Records {
     pub async fn open(state_dir: &Path) -> Result<Self, RecordError> {
         let turns = state_dir.join("turns");
         fs::create_dir_all(&turns).await.map_err(|source| failed("create", &turns, source))?;
-        let records = Self { turns, sessions: state_dir.join("sessions.json"), writing: Arc::default() };
+        let records = Self {
+            turns,
+            sessions: state_dir.join("sessions.json"),
+            seen: state_dir.join("seen.json"),
+            chosen: state_dir.join("chosen.json"),
+            writing: Arc::default(),
+        };
         records.forget(SystemTime::now()).await?;
         Ok(records)
     }
@@ -143,6 +156,48 @@ impl Records {
         write(&self.sessions, &sessions).await
     }
 
+    /// Whether a message of an account was taken before.
+    ///
+    /// # Errors
+    /// When that cannot be read.
+    pub async fn seen(&self, account: &str, key: &str) -> Result<bool, RecordError> {
+        let seen: Option<BTreeMap<String, Vec<String>>> = read(&self.seen).await?;
+        Ok(seen.is_some_and(|seen| seen.get(account).is_some_and(|keys| keys.iter().any(|known| known == key))))
+    }
+
+    /// Remembers that a message of an account was taken.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub async fn keep_seen(&self, account: &str, key: &str) -> Result<(), RecordError> {
+        let _writing = self.writing.lock().await;
+        let mut seen: BTreeMap<String, Vec<String>> = read(&self.seen).await?.unwrap_or_default();
+        let keys = seen.entry(account.to_owned()).or_default();
+        keys.push(key.to_owned());
+        keys.drain(..keys.len().saturating_sub(MOST_SEEN));
+        write(&self.seen, &seen).await
+    }
+
+    /// The tier that was chosen for a conversation, if it still is the name of one.
+    ///
+    /// # Errors
+    /// When that cannot be read.
+    pub async fn chosen_tier(&self, channel: &str, conversation: &str) -> Result<Option<TierName>, RecordError> {
+        let chosen: Option<BTreeMap<String, TierName>> = read(&self.chosen).await?;
+        Ok(chosen.and_then(|mut chosen| chosen.remove(&format!("{channel}/{conversation}"))))
+    }
+
+    /// Chooses the tier of a conversation.
+    ///
+    /// # Errors
+    /// When it cannot be written; then the old one stays.
+    pub async fn choose_tier(&self, channel: &str, conversation: &str, tier: &TierName) -> Result<(), RecordError> {
+        let _writing = self.writing.lock().await;
+        let mut chosen: BTreeMap<String, TierName> = read(&self.chosen).await?.unwrap_or_default();
+        chosen.insert(format!("{channel}/{conversation}"), tier.clone());
+        write(&self.chosen, &chosen).await
+    }
+
     async fn forget(&self, now: SystemTime) -> Result<(), RecordError> {
         let unreadable = |source| failed("list", &self.turns, source);
         let mut entries = fs::read_dir(&self.turns).await.map_err(unreadable)?;
@@ -171,11 +226,11 @@ fn name(conversation: &Conversation) -> String {
     format!("{}/{}/{}", conversation.tier, conversation.channel, conversation.name)
 }
 
-fn failed(what: &'static str, path: &Path, source: std::io::Error) -> RecordError {
+pub(crate) fn failed(what: &'static str, path: &Path, source: std::io::Error) -> RecordError {
     RecordError::Io { what, path: path.to_owned(), source }
 }
 
-async fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, RecordError> {
+pub(crate) async fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, RecordError> {
     match fs::read(path).await {
         Ok(bytes) => {
             serde_json::from_slice(&bytes).map(Some).map_err(|_| RecordError::Damaged { path: path.to_owned() })
@@ -185,7 +240,7 @@ async fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, RecordError
     }
 }
 
-async fn write<T: Serialize + Sync>(path: &Path, value: &T) -> Result<(), RecordError> {
+pub(crate) async fn write<T: Serialize + Sync>(path: &Path, value: &T) -> Result<(), RecordError> {
     let bytes = serde_json::to_vec(value).map_err(|_| RecordError::Damaged { path: path.to_owned() })?;
     let temporary = path.with_extension("tmp");
     let written = async {

@@ -28,9 +28,18 @@ struct Live {
     trace_id: String,
     stop: CancellationToken,
     taken_up: bool,
-    watchers: Vec<mpsc::Sender<Update>>,
+    watchers: Vec<Watcher>,
     /// Root span of the turn, where this process made it: open until the turn is over.
     root: Span,
+}
+
+/// Somebody who is told what happens.
+#[derive(Debug)]
+struct Watcher {
+    updates: mpsc::Sender<Update>,
+    /// Looks after this turn on behalf of a person, and is nobody itself: that it heard something does not mean that
+    /// anybody was shown it, and what concerns other turns is not for it.
+    attendant: bool,
 }
 
 /// A turn that was told to stop.
@@ -46,9 +55,20 @@ impl Registry {
     /// Watches a turn from now on.
     #[must_use]
     pub fn watch(&self, turn: &TurnId, person: &Person, trace_id: &str) -> mpsc::Receiver<Update> {
-        let (sender, receiver) = mpsc::channel(QUEUE);
+        self.add(turn, person, trace_id, false)
+    }
+
+    /// Looks after a turn from now on, on behalf of its person. What is heard so does not count as shown.
+    #[must_use]
+    pub fn attend(&self, turn: &TurnId, person: &Person, trace_id: &str) -> mpsc::Receiver<Update> {
+        self.add(turn, person, trace_id, true)
+    }
+
+    fn add(&self, turn: &TurnId, person: &Person, trace_id: &str, attendant: bool) -> mpsc::Receiver<Update> {
+        let (updates, receiver) = mpsc::channel(QUEUE);
         let mut live = self.lock();
-        live.entry(turn.clone()).or_insert_with(|| Live::new(person, trace_id)).watchers.push(sender);
+        let live = live.entry(turn.clone()).or_insert_with(|| Live::new(person, trace_id));
+        live.watchers.push(Watcher { updates, attendant });
         receiver
     }
 
@@ -84,12 +104,13 @@ impl Registry {
         }
     }
 
-    /// Tells everybody who watches any turn of a conversation; false when there is nobody.
+    /// Tells everybody who watches any turn of a conversation, and whoever looks after the turn it is about; false when
+    /// there is nobody who watches.
     #[must_use]
-    pub fn say_in(&self, conversation: &Conversation, update: &Update) -> bool {
+    pub fn say_in(&self, conversation: &Conversation, about: &TurnId, update: &Update) -> bool {
         let mut heard = false;
-        for live in self.lock().values_mut().filter(|live| live.person.conversation == *conversation) {
-            heard |= live.say(update);
+        for (turn, live) in self.lock().iter_mut().filter(|(_, live)| live.person.conversation == *conversation) {
+            heard |= live.say_to(update, |watcher| !watcher.attendant || turn == about);
         }
         heard
     }
@@ -103,7 +124,10 @@ impl Registry {
     /// A watcher has gone before its turn began: forgets the turn unless it runs or somebody else watches it.
     pub fn give_up(&self, turn: &TurnId) {
         let mut live = self.lock();
-        if live.get(turn).is_some_and(|live| !live.taken_up && live.watchers.iter().all(mpsc::Sender::is_closed)) {
+        if live
+            .get(turn)
+            .is_some_and(|live| !live.taken_up && live.watchers.iter().all(|watcher| watcher.updates.is_closed()))
+        {
             live.remove(turn);
         }
     }
@@ -138,8 +162,13 @@ impl Live {
     }
 
     fn say(&mut self, update: &Update) -> bool {
-        self.watchers.retain(|watcher| watcher.try_send(update.clone()).is_ok());
-        !self.watchers.is_empty()
+        self.say_to(update, |_| true)
+    }
+
+    /// True when somebody heard it who is not just an attendant.
+    fn say_to(&mut self, update: &Update, whom: impl Fn(&Watcher) -> bool) -> bool {
+        self.watchers.retain(|watcher| !whom(watcher) || watcher.updates.try_send(update.clone()).is_ok());
+        self.watchers.iter().any(|watcher| !watcher.attendant)
     }
 }
 
@@ -167,8 +196,8 @@ mod tests {
         let mut one = registry.watch(&turn, &person("a"), "t");
         let mut two = registry.watch(&turn, &person("a"), "t");
         registry.say(&turn, &Update::Text("x".to_owned()));
-        assert!(registry.say_in(&person("a").conversation, &Update::Text("y".to_owned())));
-        assert!(!registry.say_in(&person("b").conversation, &Update::Text("z".to_owned())));
+        assert!(registry.say_in(&person("a").conversation, &turn, &Update::Text("y".to_owned())));
+        assert!(!registry.say_in(&person("b").conversation, &turn, &Update::Text("z".to_owned())));
         assert!(registry.finish(&turn, &Update::refused("r", "f")));
         assert!(!registry.finish(&turn, &Update::refused("r", "f")));
         for receiver in [&mut one, &mut two] {
@@ -177,6 +206,20 @@ mod tests {
             assert!(receiver.recv().await.unwrap().is_last());
             assert_eq!(receiver.recv().await, None);
         }
+    }
+
+    #[tokio::test]
+    async fn who_looks_after_a_turn_is_nobody_who_watches() {
+        let registry = Registry::default();
+        let (mine, other) = (TurnId::generate(), TurnId::generate());
+        let mut looking = registry.attend(&mine, &person("a"), "t");
+        let mut elsewhere = registry.attend(&other, &person("a"), "t");
+        assert!(!registry.say_in(&person("a").conversation, &mine, &Update::Queued));
+        assert_eq!(looking.recv().await, Some(Update::Queued));
+        assert!(elsewhere.try_recv().is_err());
+        let mut watching = registry.watch(&other, &person("a"), "t");
+        assert!(registry.say_in(&person("a").conversation, &mine, &Update::Queued));
+        assert_eq!(watching.recv().await, Some(Update::Queued));
     }
 
     #[tokio::test]

@@ -57,6 +57,33 @@ pub enum Route {
     Stop,
 }
 
+/// What is said to the bridge itself, on a messenger. The agent never sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Order {
+    /// `/start` or `/help`
+    Help,
+    /// `/tier`
+    Tiers,
+    /// `/tier <name>`
+    Tier(String),
+}
+
+impl Order {
+    /// Reads an order.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut words = text.split_whitespace();
+        let (order, name) = (words.next()?, words.next());
+        match order.to_ascii_lowercase().as_str() {
+            // A link to the bot may add a word to /start.
+            "/start" | "/help" => Some(Self::Help),
+            "/tier" | "/tiers" if name.is_none() => Some(Self::Tiers),
+            "/tier" if words.next().is_none() => name.map(|name| Self::Tier(name.to_ascii_lowercase())),
+            _ => None,
+        }
+    }
+}
+
 /// Classifies a text that was found usable.
 #[must_use]
 pub fn classify(text: &str) -> Route {
@@ -139,6 +166,17 @@ mod tests {
         }
         assert_eq!(classify(" no "), Route::BareAnswer);
         assert_eq!(classify("/STOP\n"), Route::Stop);
+    }
+
+    #[test]
+    fn orders() {
+        assert_eq!(Order::parse("/start abc"), Some(Order::Help));
+        assert_eq!(Order::parse(" /HELP\n"), Some(Order::Help));
+        assert_eq!(Order::parse("/tier"), Some(Order::Tiers));
+        assert_eq!(Order::parse("/tier Updates"), Some(Order::Tier("updates".to_owned())));
+        for text in ["", "tier", "/tier a b", "/tierx", "say /tier", "/stop"] {
+            assert_eq!(Order::parse(text), None, "{text}");
+        }
     }
 
     #[test]

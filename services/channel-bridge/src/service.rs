@@ -17,14 +17,22 @@ use tonic::service::Routes;
 
 use crate::acp::Gateway;
 use crate::approvals::desk::Desk;
+use crate::attendant::Attendants;
+use crate::channels::telegram::{self, Telegram};
 use crate::channels::terminal::Terminal;
+use crate::channels::{Channel, Channels, Pace, Statuses};
 use crate::config::Config;
 use crate::control::Control;
+use crate::delivery::Delivery;
+use crate::egress;
 use crate::inbox::Inbox;
+use crate::intake::{self, Intake};
 use crate::outbox::Outbox;
+use crate::outgoing::{Outgoing, Store};
 use crate::post::{CONSUMER, INBOX, OUTBOX, Post};
 use crate::record::Records;
 use crate::registry::Registry;
+use crate::reply::links::Reach;
 use crate::turn::{Patience, Runner};
 
 /// How often the gateways are asked for their health.
@@ -36,30 +44,47 @@ pub struct ChannelBridge {
     terminal: Arc<Terminal>,
     inbox: Inbox,
     outbox: Outbox,
+    intake: Intake,
+    statuses: Statuses,
+    /// Replies that the process before did not get rid of.
+    left: Vec<Outgoing>,
 }
 
 impl ChannelBridge {
     /// Puts a bridge together over a bus of choice: the service's own, or a double in a test.
     ///
     /// # Errors
-    /// When a token or the state directory cannot be used.
+    /// When a token, a password, a certificate or the state directory cannot be used.
     pub async fn assemble(
         config: Config,
         cx: &Context,
         post: Arc<dyn Post>,
         patience: Patience,
+        pace: Pace,
     ) -> anyhow::Result<Self> {
         let config = config.0;
+        let statuses = Statuses::default();
+        let channels = messengers(&config, cx, pace, &statuses)?;
         let mut gateways = BTreeMap::new();
+        let mut reach = BTreeMap::new();
         for tier in config.tiers {
             let token = read_secret(&tier.gateway_token_file)
                 .with_context(|| format!("the gateway token of tier {} cannot be used", tier.name))?;
+            // A pattern that is none was a problem of the configuration; here it opens nothing.
+            let reachable = Reach::parse(tier.reachable.iter().map(String::as_str)).unwrap_or_default();
+            reach.insert(tier.name.clone(), reachable);
             gateways.insert(tier.name, Gateway::new(tier.gateway, token));
         }
+        let reach = Arc::new(reach);
         let records = Records::open(&config.state_dir).await.context("state_dir cannot be used")?;
+        let store = Store::open(&config.state_dir).await.context("state_dir cannot be used")?;
         let registry = Registry::default();
         let timeout = Duration::from_secs(u64::from(config.approval_timeout_secs));
         let desk = Desk::new(Arc::clone(&post), registry.clone(), timeout);
+        let spawning = (cx.tasks.clone(), cx.shutdown.clone());
+        let (delivery, left) = Delivery::open(channels, store, records.clone(), Arc::clone(&post), spawning, pace)
+            .await
+            .context("state_dir cannot be used")?;
         let runner = Runner {
             gateways: gateways.clone(),
             post: Arc::clone(&post),
@@ -69,6 +94,27 @@ impl ChannelBridge {
             acknowledgers: config.acknowledgers.into_iter().collect(),
             patience,
         };
+        let attendants = Attendants {
+            delivery: delivery.clone(),
+            registry: registry.clone(),
+            desk: desk.clone(),
+            reach: Arc::clone(&reach),
+            tasks: cx.tasks.clone(),
+        };
+        let allowed = config.telegram.iter().map(|bot| {
+            let ids = bot.allowed_user_ids.iter().map(ToString::to_string).collect();
+            ((telegram::KIND.to_owned(), bot.name.clone()), ids)
+        });
+        let intake = Intake::new(intake::Parts {
+            post: Arc::clone(&post),
+            records: records.clone(),
+            registry: registry.clone(),
+            desk: desk.clone(),
+            delivery: delivery.clone(),
+            allowed: allowed.collect(),
+            approval_timeout: timeout,
+            ignored: intake::Parts::nobody_ignored(),
+        });
         let terminal = Terminal {
             gateways,
             post: Arc::clone(&post),
@@ -79,9 +125,33 @@ impl ChannelBridge {
         };
         Ok(Self {
             terminal: Arc::new(terminal),
-            inbox: Inbox::new(runner, cx.tasks.clone(), cx.shutdown.clone()),
-            outbox: Outbox { post, records, registry },
+            inbox: Inbox::new(runner, attendants, cx.tasks.clone(), cx.shutdown.clone()),
+            outbox: Outbox { post, records, registry, delivery, reach },
+            intake,
+            statuses,
+            left,
         })
+    }
+
+    /// Sends what the process before did not, and asks the messengers for messages.
+    pub fn start_messengers(&mut self, cx: &Context) {
+        self.outbox.delivery.resume(std::mem::take(&mut self.left));
+        let (intake, stop) = (self.intake.clone(), cx.shutdown.draining());
+        cx.tasks.spawn("ignored-strangers", OnEnd::Critical, async move {
+            intake.publish_ignored(stop).await;
+            Ok(())
+        });
+        for channel in self.outbox.delivery.channels().iter() {
+            let (channel, intake, stop) = (Arc::clone(channel), self.intake.clone(), cx.shutdown.draining());
+            let name = format!("{} {}", channel.capabilities().kind, channel.account());
+            cx.tasks.spawn_restarting(name, move || Arc::clone(&channel).run(intake.clone(), stop.clone()));
+        }
+    }
+
+    /// The messengers.
+    #[must_use]
+    pub fn channels(&self) -> Channels {
+        self.outbox.delivery.channels().clone()
     }
 
     /// The terminal channel.
@@ -110,14 +180,15 @@ impl Service for ChannelBridge {
 
     async fn build(config: Config, cx: &Context) -> anyhow::Result<Self> {
         let post: Arc<dyn Post> = Arc::new(cx.bus.clone());
-        Self::assemble(config, cx, post, Patience::default()).await
+        Self::assemble(config, cx, post, Patience::default(), Pace::default()).await
     }
 
     fn control(&self) -> Routes {
-        Routes::new(ChannelServiceServer::new(Control::new(self.terminal())))
+        Routes::new(ChannelServiceServer::new(Control::new(self.terminal(), self.channels(), self.statuses.clone())))
     }
 
-    async fn start(self, cx: &Context) -> anyhow::Result<()> {
+    async fn start(mut self, cx: &Context) -> anyhow::Result<()> {
+        self.start_messengers(cx);
         let (bus, inbox) = (cx.bus.clone(), self.inbox);
         cx.tasks.spawn_restarting("inbox", move || {
             let (bus, inbox) = (bus.clone(), inbox.clone());
@@ -154,6 +225,23 @@ impl Service for ChannelBridge {
         });
         Ok(())
     }
+}
+
+/// The accounts of the configuration.
+fn messengers(
+    config: &assistant_proto::config::BridgeConfig,
+    cx: &Context,
+    pace: Pace,
+    statuses: &Statuses,
+) -> anyhow::Result<Channels> {
+    let Some(egress) = &config.egress else { return Ok(Channels::default()) };
+    let mut channels: Vec<Arc<dyn Channel>> = Vec::new();
+    for bot in &config.telegram {
+        // A client each: no connection, and no TLS ticket, links one bot to another.
+        let client = egress::client(config.common.mode, egress).context("the way out for messengers")?;
+        channels.push(Arc::new(Telegram::new(bot, client, pace, cx.health.clone(), statuses.clone())?));
+    }
+    Ok(Channels::new(channels))
 }
 
 /// Asks every gateway and reports those that are not there.

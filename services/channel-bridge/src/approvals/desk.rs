@@ -114,7 +114,8 @@ impl Desk {
             let id = question.id.clone();
             state.approvals.open(question);
             state.waiting.insert(id.clone(), Waiting { asker: asker.clone(), code: code.clone(), answer });
-            (Open { desk: self, id, expired: false }, Update::Ask { action, code, expires_in: inner.timeout })
+            let update = Update::Ask { approval: id.clone(), action, code, expires_in: inner.timeout };
+            (Open { desk: self, id, expired: false }, update)
         };
         let requested = ApprovalRequested {
             tier: asker.person.conversation.tier.clone(),
@@ -125,7 +126,7 @@ impl Desk {
             expires_at: clock::rfc3339(SystemTime::now() + inner.timeout),
         };
         inner.post.notify(&Notice::ApprovalRequested(requested), asker.traceparent);
-        if inner.registry.say_in(&asker.person.conversation, &update) {
+        if inner.registry.say_in(&asker.person.conversation, &asker.turn, &update) {
             inner.lock().approvals.shown(&open.id);
         }
         match tokio::time::timeout_at(deadline, decided).await {
@@ -167,6 +168,27 @@ impl Desk {
         }
     }
 
+    /// Takes an answer of somebody who talks to several tiers in the same place, and so is several persons here. It is
+    /// the answer of the one to whom its code means something, else of one who was asked something. Says whose it was.
+    #[must_use]
+    pub fn answer_among<'a>(&self, persons: &'a [Person], answer: &Answer) -> (Option<&'a Person>, Answered) {
+        let now = Instant::now();
+        let whose = {
+            let state = self.inner.lock();
+            let known = persons.iter().find(|person| state.approvals.knows(person, &answer.code));
+            known.or_else(|| persons.iter().find(|person| !state.approvals.open_for(person, now).is_empty()))
+        };
+        match whose {
+            Some(person) => (Some(person), self.answer(person, answer)),
+            None => (None, Answered::Rejected(Rejection::Wrong { left: None })),
+        }
+    }
+
+    /// A question was shown in full to the person who was asked.
+    pub fn shown(&self, approval: &ApprovalId) {
+        self.inner.lock().approvals.shown(approval);
+    }
+
     /// The open questions of a person, to be shown to a client that has just come.
     #[must_use]
     pub fn open_for(&self, person: &Person) -> Vec<Update> {
@@ -179,6 +201,7 @@ impl Desk {
         questions
             .into_iter()
             .map(|question| Update::Ask {
+                approval: question.id,
                 expires_in: question.expires.saturating_duration_since(now),
                 action: question.action,
                 code: question.code,
@@ -208,7 +231,7 @@ impl Desk {
         tracing::info!(approval = id.as_str(), turn = %asker.turn, ?outcome, "approval decided");
         self.inner.post.notify(&Notice::ApprovalDecided(decided), asker.traceparent);
         let update = Update::Decided { code, outcome };
-        if !self.inner.registry.say_in(&asker.person.conversation, &update) {
+        if !self.inner.registry.say_in(&asker.person.conversation, &asker.turn, &update) {
             tracing::debug!("nobody watches the conversation");
         }
         let decision = match outcome {

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use assistant_proto::channel::channel_service_server::ChannelServiceServer;
+use channel_bridge::channels::{Channels, Statuses};
 use channel_bridge::control::Control;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixListener;
@@ -15,7 +16,8 @@ use crate::stack::{Stack, until};
 fn serve(stack: &Stack, dir: &Path) -> PathBuf {
     let socket = dir.join("api.sock");
     let listener = UnixListenerStream::new(UnixListener::bind(&socket).unwrap());
-    let service = ChannelServiceServer::new(Control::new(stack.bridge.terminal()));
+    let service =
+        ChannelServiceServer::new(Control::new(stack.bridge.terminal(), Channels::default(), Statuses::default()));
     tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(listener));
     socket
 }

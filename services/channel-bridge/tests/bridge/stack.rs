@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use assistant_proto::event::ApprovalOutcome;
 use channel_bridge::approvals::Code;
+use channel_bridge::channels::Pace;
 use channel_bridge::channels::terminal::{Message, Updates};
 use channel_bridge::config::Config;
 use channel_bridge::envelope::Update;
@@ -58,15 +59,17 @@ async fn assemble_with(
             "telemetry": {"otlp_endpoint": null, "log_filter": "info"},
             "control_socket": "/none"
         },
-        "tiers": [{"name": "tasks", "gateway": agent, "gateway_token_file": token}],
+        "tiers": [{"name": "tasks", "gateway": agent, "gateway_token_file": token, "reachable": []}],
         "state_dir": dir.join("state"),
         "acknowledgers": ["secret-broker", "egress-auditor"],
-        "approval_timeout_secs": approval_secs
+        "approval_timeout_secs": approval_secs,
+        "egress": null,
+        "telegram": []
     }))
     .unwrap();
     let cx = Context::detached();
     let bus: Arc<dyn channel_bridge::post::Post> = post.clone();
-    let bridge = ChannelBridge::assemble(config, &cx, bus, patience).await.unwrap();
+    let bridge = ChannelBridge::assemble(config, &cx, bus, patience, Pace::default()).await.unwrap();
     (bridge, cx)
 }
 

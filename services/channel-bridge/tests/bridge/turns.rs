@@ -172,3 +172,16 @@ async fn an_agent_that_nags_is_answered_and_no_longer_shown() {
     assert_eq!(notes, 9, "{updates:?}");
     assert!(matches!(&updates[9], Update::Text(note) if note.contains("asked too often")), "{updates:?}");
 }
+
+#[tokio::test]
+async fn whoever_waits_is_told_so() {
+    let stack = Stack::start().await;
+    let mut first = stack.open("hang", "a").await;
+    until("it is prompted", || stack.agent.texts().len() == 1).await;
+    let mut second = stack.open("say x", "b").await;
+    assert!(matches!(next(&mut second).await, Update::Accepted { .. }));
+    assert_eq!(next(&mut second).await, Update::Queued);
+    rest(&mut stack.open("/stop", "a").await).await;
+    assert!(!rest(&mut first).await.contains(&Update::Queued));
+    assert_eq!(reply(&rest(&mut second).await).0, "x");
+}
