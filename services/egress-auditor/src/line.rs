@@ -38,6 +38,8 @@ pub enum Outcome {
     Denied,
     /// `TCP_TUNNEL`: a tunnel was closed; the line has the bytes.
     Tunnel,
+    /// `TCP_MISS`: a plain request was answered. Only the owner's endpoint on the local network is spoken to so.
+    Relayed,
     /// `NONE_NONE`: no rule refused and nothing was relayed: the decision line of a tunnel, or an error.
     Undecided,
 }
@@ -318,6 +320,8 @@ fn outcome(text: &str) -> Result<(Outcome, bool), LineError> {
     let outcome = match base {
         "TCP_DENIED" | "TCP_DENIED_REPLY" => Outcome::Denied,
         "TCP_TUNNEL" => Outcome::Tunnel,
+        // The second where the client wants nothing from a cache; there is none either way.
+        "TCP_MISS" | "TCP_CLIENT_REFRESH_MISS" => Outcome::Relayed,
         "NONE_NONE" => Outcome::Undecided,
         _ => return Err(LineError::Field { field: "ss" }),
     };
@@ -415,7 +419,7 @@ mod tests {
             (DECISION.replace("\"seq\":0", "\"seq\":0,\"seq\":1"), |e| matches!(e, LineError::NotTheFormat { .. })),
             (DECISION.replace("871.092", "871.0921"), |e| *e == LineError::Field { field: "ts" }),
             (DECISION.replace("1795363871.092", "-1.092"), |e| *e == LineError::Field { field: "ts" }),
-            (DECISION.replace("NONE_NONE", "TCP_MISS"), |e| *e == LineError::Field { field: "ss" }),
+            (DECISION.replace("NONE_NONE", "TCP_HIT"), |e| *e == LineError::Field { field: "ss" }),
             (DECISION.replace("splice", "tunnel"), |e| *e == LineError::Field { field: "mode" }),
             (DECISION.replace("good.example", "a\\u0022b"), |e| matches!(e, LineError::NotTheFormat { .. })),
             (DECISION.replace("good.example", "a b"), |e| *e == LineError::NotEncoded),

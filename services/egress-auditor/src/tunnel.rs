@@ -1,7 +1,8 @@
 //! What the lines of Squid's log mean, taken together. Pure.
 //!
 //! A tunnel has two lines, joined on the client's address and port: one at the decision (with server name, mode and
-//! `traceparent`), one at the close (with bytes and the peer's address). A tunnel that could not be connected has a
+//! `traceparent`), one at the close (with bytes and the peer's address). A plain request, which only the owner's endpoint
+//! on the local network is asked with, has one. A tunnel that could not be connected has a
 //! second line of status 5xx instead. A denial that had to wait for a helper is delivered inside TLS and has two lines as
 //! well, `TCP_DENIED` and an echo with status 403, in either order. Measured on Squid 5.7; the tests are its own lines.
 //!
@@ -158,6 +159,14 @@ impl Joiner {
                 findings
             }
             Outcome::Tunnel => vec![Finding::Left { decided: self.decision(client), closed: Some(Box::new(line)) }],
+            // No rule lets a tier speak without TLS.
+            Outcome::Relayed if line.tier.is_some() => vec![Finding::Unexplained(line)],
+            Outcome::Relayed => {
+                // A connection carries one request after the other, and never a tunnel as well.
+                let mut findings = self.forget(client);
+                findings.push(Finding::Left { decided: None, closed: Some(Box::new(line)) });
+                findings
+            }
             Outcome::Undecided => self.undecided(client, line),
         }
     }
@@ -329,7 +338,7 @@ mod tests {
     #[test]
     fn what_squid_wrote_and_what_it_means() {
         let a = "good.example";
-        let table: [(&str, Vec<Line>, Vec<&str>); 22] = [
+        let table: [(&str, Vec<Line>, Vec<&str>); 25] = [
             (
                 "a tunnel",
                 vec![line(1, a, 200, "NONE_NONE", a, "splice", "-"), line(1, a, 200, "TCP_TUNNEL", a, "splice", "-")],
@@ -427,6 +436,23 @@ mod tests {
                 "the port is used again",
                 vec![line(1, a, 200, "NONE_NONE", a, "splice", "-"), line(1, a, 200, "NONE_NONE", a, "splice", "-")],
                 vec!["left-unclosed"],
+            ),
+            ("a plain request", vec![line(1, "192.168.1.5", 200, "TCP_MISS", "-", "-", "-")], vec!["left-undecided"]),
+            (
+                "two of them on one connection",
+                vec![
+                    line(1, "192.168.1.5", 200, "TCP_MISS", "-", "-", "-"),
+                    line(1, "192.168.1.5", 503, "TCP_MISS_ABORTED", "-", "-", "ERR_CONNECT_FAIL"),
+                ],
+                vec!["left-undecided", "left-undecided"],
+            ),
+            (
+                "a plain request of a tier",
+                vec![Line {
+                    tier: Some("tasks".to_owned().try_into().unwrap()),
+                    ..line(1, a, 200, "TCP_MISS", "-", "-", "-")
+                }],
+                vec!["unexplained"],
             ),
             ("squid decrypts", vec![line(1, a, 200, "NONE_NONE", a, "bump", "-")], vec!["unexplained"]),
         ];

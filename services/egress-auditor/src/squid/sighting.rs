@@ -11,7 +11,7 @@ use service_kit::text;
 use service_kit::turns::{TurnContext, Turns};
 
 use crate::ledger::{Sighting, SpanDraft, attached, trace_of};
-use crate::line::{Encoded, Line};
+use crate::line::{Encoded, Line, Outcome};
 use crate::record::Own;
 use crate::tail::Found;
 use crate::tunnel::{Finding, Reason};
@@ -125,14 +125,20 @@ impl Attribution {
         let trace = trace_of(parent, &id);
         let start = lines.iter().map(|line| line.started_at).min().unwrap_or(crate::line::Millis(0)).system_time();
         let end = lines.iter().map(|line| line.logged_at).max().unwrap_or(crate::line::Millis(0)).system_time();
-        let failed = closed.is_some_and(|line| line.status >= 400);
+        let is_plain = closed.is_some_and(|line| line.outcome == Outcome::Relayed);
+        // A tunnel's status is Squid's own; that of a plain request is the peer's, unless Squid names an error. Squid 5 writes
+        // 500 also for a tunnel that stood and that one side then reset: bytes from the host say that it had answered.
+        let failed = closed.is_some_and(|line| match is_plain {
+            true => line.error.is_some(),
+            false => line.status >= 400 && line.bytes_to_client == 0,
+        });
         let event = EgressAllowed {
             tier: tier.clone(),
             principal: None,
             layer: Layer::Squid,
             host: shown(lines.iter().find_map(|line| line.host.as_ref())),
             port: lines.iter().find_map(|line| line.port).unwrap_or(TLS_PORT),
-            method: "CONNECT".to_owned(),
+            method: if is_plain { "HTTP" } else { "CONNECT" }.to_owned(),
             path: String::new(),
             rule: String::new(),
             status: closed.map_or(0, |line| line.status),
@@ -154,7 +160,8 @@ impl Attribution {
         } else {
             None
         };
-        let span = SpanDraft { name: "squid.tunnel", start, end, error, attributes };
+        let name = if is_plain { "squid.relay" } else { "squid.tunnel" };
+        let span = SpanDraft { name, start, end, error, attributes };
         Sighting { id, event: Own::Allowed(event), parent, span }
     }
 
