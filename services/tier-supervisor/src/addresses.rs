@@ -51,6 +51,16 @@ pub const HOST_COLLECTOR: u8 = 6;
 pub const HOST_JAEGER: u8 = 7;
 /// Host number of Squid.
 pub const HOST_SQUID: u8 = 8;
+/// Host number of Prometheus.
+pub const HOST_PROMETHEUS: u8 = 9;
+/// Host number of Grafana.
+pub const HOST_GRAFANA: u8 = 10;
+/// Host number of the LiteLLM of tiers that need no confidentiality.
+pub const HOST_LITELLM: u8 = 11;
+/// Host number of the TEE proxy.
+pub const HOST_TEE: u8 = 12;
+/// Host number of the LiteLLM of confidential tiers.
+pub const HOST_LITELLM_CONFIDENTIAL: u8 = 13;
 /// Host number of a tier's agent.
 pub const HOST_AGENT: u8 = 20;
 

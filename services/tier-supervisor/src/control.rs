@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
+use assistant_proto::config::Confidentiality;
 use assistant_proto::tier::tier_service_server::TierService;
 use assistant_proto::tier::{
     ApplyTiersRequest, ApplyTiersResponse, CheckFloorRequest, CheckFloorResponse, Container, ContainerState,
@@ -20,7 +21,7 @@ use tokio_stream::wrappers::{ReceiverStream, WatchStream};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-use crate::desired::ContainerSpec;
+use crate::desired::{ContainerSpec, TierSummary};
 use crate::engine::Engine;
 use crate::observed::State;
 use crate::plan;
@@ -61,15 +62,14 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 impl<E: Engine, V: Vm> TierService for Control<E, V> {
     async fn list_tiers(&self, _: Request<ListTiersRequest>) -> Result<Response<ListTiersResponse>, Status> {
         let picture = self.stack.watch().borrow().clone();
-        let tiers = picture.desired.tiers.iter().map(|tier| Tier {
-            name: tier.name.to_string(),
-            identity: tier.identity.clone().unwrap_or_default(),
-            containers: tier
+        let tiers = picture.desired.tiers.iter().map(|summary| Tier {
+            containers: summary
                 .containers
                 .iter()
                 .filter_map(|name| picture.desired.container(name))
                 .map(|spec| container(&picture, spec))
                 .collect(),
+            ..tier(summary)
         });
         Ok(Response::new(ListTiersResponse { tiers: tiers.collect() }))
     }
@@ -153,6 +153,17 @@ fn step(step: &plan::Step) -> Step {
     Step { action: step.action.to_string(), reason: step.reason.clone() }
 }
 
+/// A tier without its containers.
+fn tier(summary: &TierSummary) -> Tier {
+    Tier {
+        name: summary.name.to_string(),
+        identity: summary.identity.clone().unwrap_or_default(),
+        containers: Vec::new(),
+        model: summary.model.clone(),
+        confidential: summary.confidential == Confidentiality::Required,
+    }
+}
+
 fn watched(picture: &Picture, health: &Health) -> WatchStackResponse {
     let (current_step, steps_done, steps_total) = match &picture.progress {
         Some(progress) => (progress.step.clone(), progress.done, progress.total),
@@ -170,6 +181,9 @@ fn watched(picture: &Picture, health: &Health) -> WatchStackResponse {
         steps_total,
         problem: picture.problem.clone().or(of_ours).unwrap_or_default(),
         drill: picture.desired.mode == assistant_proto::config::Mode::Drill,
+        file_problems: picture.file_problems.clone(),
+        remarks: picture.desired.remarks.clone(),
+        tiers: picture.desired.tiers.iter().map(tier).collect(),
     }
 }
 

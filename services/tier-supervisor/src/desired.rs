@@ -8,17 +8,21 @@ mod build;
 pub(crate) mod containers;
 mod flows;
 mod hash;
+pub(crate) mod outward;
+mod role;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use assistant_proto::config::Mode;
-use assistant_proto::name::{ServerName, TierName};
+use assistant_proto::config::{Confidentiality, Mode};
+use assistant_proto::name::TierName;
 
 pub use crate::addresses::Ipv4Cidr;
 pub use build::desired;
+pub use role::{Confinement, Role};
 
 /// The resolver of containers that need no names: their own loopback, where nothing listens on port 53. It never answers,
 /// and a query never becomes a frame.
@@ -38,6 +42,12 @@ pub enum DesiredError {
     Missing {
         /// What.
         what: &'static str,
+    },
+    /// images.json lacks an image that this configuration needs.
+    #[error("the image \"{name}\" is missing; run deploy/up.sh again, it builds or pulls what is missing")]
+    NoImage {
+        /// Its name there.
+        name: &'static str,
     },
     /// squid.conf.template was changed in a way that cannot be rendered.
     #[error("squid.conf.template: {what}; restore the file that came with this version")]
@@ -70,8 +80,12 @@ pub struct Desired {
     pub gates: Vec<Gate>,
     /// The tiers, for people.
     pub tiers: Vec<TierSummary>,
+    /// What is worth knowing about the files and stops nothing, a sentence each.
+    pub remarks: Vec<String>,
     /// The resolvers Squid may ask over `egress`, UDP and TCP 53. Nobody else asks any.
     pub dns_servers: Vec<Ipv4Addr>,
+    /// What Squid may connect to over `egress` beside port 443 of public addresses.
+    pub exits: BTreeSet<Exit>,
     /// Routing table into which whatever enters from one of our bridges is led in a drill.
     pub drill_table: Option<u32>,
 }
@@ -146,49 +160,8 @@ pub struct VolumeSpec {
     pub directories: Vec<String>,
 }
 
-/// What a container is.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Role {
-    /// The bus.
-    Nats,
-    /// Traces.
-    Jaeger,
-    /// OpenTelemetry collector.
-    Collector,
-    /// A door: DNS, log, audit.
-    EgressAuditor,
-    /// The only exit.
-    Squid,
-    /// A door: proxy, models, MCP.
-    SecretBroker,
-    /// A door: channels.
-    ChannelBridge,
-    /// A tier's ZeroClaw.
-    Agent,
-    /// A tier's MCP server behind the stdio wrapper.
-    McpServer(ServerName),
-}
-
-impl Role {
-    /// Value of the label `assistant.role`.
-    #[must_use]
-    pub fn as_str(&self) -> &'static str {
-        match self {
-            Self::Nats => "nats",
-            Self::Jaeger => "jaeger",
-            Self::Collector => "otel-collector",
-            Self::EgressAuditor => "egress-auditor",
-            Self::Squid => "squid",
-            Self::SecretBroker => "secret-broker",
-            Self::ChannelBridge => "channel-bridge",
-            Self::Agent => "agent",
-            Self::McpServer(_) => "mcp-server",
-        }
-    }
-}
-
-/// A container. Besides what stands here every container has: read-only root, no capabilities but `cap_add`,
-/// no-new-privileges, restart policy `no`, and an init process.
+/// A container. Besides what stands here every container has: read-only root, no capabilities but `cap_add`, restart
+/// policy `no`, and an init process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContainerSpec {
     /// Docker's name for it; of a tier's container also the principal's name.
@@ -213,14 +186,16 @@ pub struct ContainerSpec {
     pub mounts: Vec<Mount>,
     /// Path and mount options, for example `("/tmp", "size=64m,mode=1777")`.
     pub tmpfs: Vec<(String, String)>,
-    /// Networks with its fixed address on each. Never empty.
+    /// Networks with its fixed address on each. Empty: it has nothing but its loopback.
     pub networks: Vec<Attachment>,
     /// Resolver: `--dns`, and the only line of its read-only resolv.conf (one of `mounts`). None: [`SILENT_RESOLVER`].
     pub dns: Option<Ipv4Addr>,
     /// Sysctls of its network namespace, sorted by name.
     pub sysctls: Vec<(String, String)>,
-    /// Capabilities it keeps; empty for every container so far.
+    /// Capabilities that its programs may have, without `CAP_`.
     pub cap_add: Vec<String>,
+    /// How it is confined.
+    pub confinement: Confinement,
     /// What it may use up.
     pub limits: Limits,
     /// What its log may use up.
@@ -474,6 +449,16 @@ pub enum GateKind {
     Tcp,
 }
 
+/// Something that Squid may connect to beside port 443 of public addresses: for a service's user alone, which Squid sees
+/// to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Exit {
+    /// This port of public addresses.
+    Port(u16),
+    /// This address and port, which may be of the local network.
+    Address(SocketAddrV4),
+}
+
 /// A tier for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TierSummary {
@@ -481,6 +466,10 @@ pub struct TierSummary {
     pub name: TierName,
     /// Name of its set of credentials.
     pub identity: Option<String>,
+    /// Its model, by the name tiers use.
+    pub model: String,
+    /// Whether its prompts leave only through an attested route.
+    pub confidential: Confidentiality,
     /// Names of its containers.
     pub containers: Vec<String>,
 }

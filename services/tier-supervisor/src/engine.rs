@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use assistant_proto::config::Mode;
+use tokio::sync::mpsc;
 
 use crate::desired::{ContainerSpec, NetworkSpec, VolumeSpec};
 use crate::observed::{Container, Network, Volume};
@@ -26,6 +27,15 @@ pub struct Inventory {
     pub containers: Vec<Container>,
     /// Restart policy of each container of ours, by name.
     pub restart_policies: BTreeMap<String, String>,
+}
+
+/// A line of a container's log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogLine {
+    /// When the engine heard it: nanoseconds since the epoch. Lines may have the same.
+    pub at: u64,
+    /// The line without its end, cut off at 8 KiB; raw.
+    pub text: Vec<u8>,
 }
 
 /// What is asked of a container engine. Every call has a deadline of its own; none is retried here.
@@ -75,6 +85,15 @@ pub trait Engine: Send + Sync + 'static {
         since: SystemTime,
         lines: u16,
     ) -> impl Future<Output = Result<Vec<String>, EngineError>> + Send;
+
+    /// Hands on what a container says on standard output, line by line: what it said since a second of the epoch, then what
+    /// it says. Waits where the reader does; ends without an error when the container does.
+    fn follow_log(
+        &self,
+        id: &str,
+        since: u64,
+        lines: &mpsc::Sender<LogLine>,
+    ) -> impl Future<Output = Result<(), EngineError>> + Send;
 
     /// Calls `notify` whenever something of interest has changed. Ends only with an error.
     fn watch(&self, notify: impl Fn() + Send) -> impl Future<Output = Result<(), EngineError>> + Send;

@@ -121,6 +121,25 @@ pub fn check_private(path: &Path) -> Result<(), FileError> {
     Ok(())
 }
 
+/// Names of what lies directly in a directory, sorted; none where there is no such directory. Other names than text are
+/// left out.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn names_in(path: &Path) -> Result<Vec<String>, FileError> {
+    let entries = match std::fs::read_dir(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(FileError::io("read", path))?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(FileError::io("read", path))?;
+        names.extend(entry.file_name().into_string().ok());
+    }
+    names.sort();
+    Ok(names)
+}
+
 /// Replaces a file in one step, so that a reader or a crash sees the old bytes or the new ones. Durable on return.
 ///
 /// # Errors

@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use crate::desired::{ContainerSpec, Desired};
+use crate::desired::{Confinement, ContainerSpec, Desired};
 use crate::kernel::{self, ContainerPort};
 use crate::observed::Container;
 use crate::{netns, routes};
@@ -61,9 +61,14 @@ pub fn check(desired: &Desired, ports: &[ContainerPort], engine: Engine<'_>) -> 
         let running = engine.containers.iter().find(|container| container.name == spec.name);
         match running.and_then(Container::pid) {
             Some(pid) => {
-                verdicts.push(confined(&reader, spec, pid));
-                verdicts.push(no_router(spec, pid));
-                verdicts.push(prepared(desired, spec, pid));
+                let looks = [confined(&reader, spec, pid), no_router(spec, pid), prepared(desired, spec, pid)];
+                // A process that ended meanwhile cannot be judged, and what does not run breaks no wall. A pid that is used
+                // again by then fails as before: another process is not as specified.
+                if Path::new(&format!("/proc/{pid}")).exists() {
+                    verdicts.extend(looks);
+                } else {
+                    verdicts.push(passed("container-confined", format!("{} ended while it was looked at", spec.name)));
+                }
             }
             // What does not run breaks no wall; that it should run is another's worry. Said, so that it is not mistaken for
             // a look that was taken.
@@ -148,7 +153,17 @@ fn confined(reader: &Reader, spec: &ContainerSpec, pid: u32) -> Verdict {
     if problems.is_empty() {
         return passed(
             CHECK,
-            format!("{name}: no capability, no new privileges, filtered calls, read-only root, no engine socket"),
+            match spec.confinement {
+                Confinement::Standard => {
+                    format!(
+                        "{name}: no capability, no new privileges, filtered calls, read-only root, no engine socket"
+                    )
+                }
+                Confinement::RootlessDaemon => format!(
+                    "{name}: no capability beside {}, no network, filtered calls, read-only root, no engine socket",
+                    spec.cap_add.join(" and ")
+                ),
+            },
         );
     }
     failed(

@@ -37,7 +37,7 @@ pub const NFLOG_GROUP: u16 = 87;
 /// The VM's end of the veth into the drill's internet. In a drill nothing of ours leaves by another interface.
 pub const DRILL_INTERFACE: &str = "as-drill0";
 /// Who but root may dial our networks from the VM: the gates.
-pub const GATES_UID: u32 = 8711;
+pub const GATES_UID: u32 = 8713;
 
 /// Name of the counter of frames that are not of a port in the table. No container is called so.
 pub const NOBODYS: &str = "nobody";

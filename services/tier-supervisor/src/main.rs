@@ -5,10 +5,11 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use service_kit::text::harmless;
+use tier_supervisor::config::{self, Fate, Settings};
 use tier_supervisor::engine::docker::{self, Docker};
 use tier_supervisor::lock::Lock;
 use tier_supervisor::supervisor::{self, Supervisor};
-use tier_supervisor::{config::Settings, down, gates, status};
+use tier_supervisor::{down, gates, status};
 
 /// Exit status for a configuration that cannot be used.
 const EXIT_CONFIG: u8 = 2;
@@ -28,6 +29,14 @@ enum Command {
     Run(ConfigArgument),
     /// Checks the configuration and tiers.yaml, prints every problem, exits 2 if there is one.
     CheckConfig(ConfigArgument),
+    /// Takes over a `.env`: secrets into files of their own, the rest into env.json. Prints no value.
+    ImportEnv(ImportArguments),
+    /// Prints the images that the enabled MCP servers of a tiers.yaml name, one a line.
+    CatalogueImages {
+        /// tiers.yaml.
+        #[arg(long)]
+        tiers_file: PathBuf,
+    },
     /// Shows how the stack stands.
     Status(status::Arguments),
     /// Stops and removes everything of the stack. The supervisor itself must have been stopped.
@@ -47,13 +56,35 @@ struct ConfigArgument {
     config: PathBuf,
 }
 
+#[derive(Debug, clap::Args)]
+struct ImportArguments {
+    /// The `.env`.
+    #[arg(long)]
+    file: PathBuf,
+    /// State directory of the live stack; the secrets go into its `secrets`.
+    #[arg(long)]
+    state_dir: PathBuf,
+    /// Say of each variable what happened to it.
+    #[arg(long)]
+    report: bool,
+}
+
 fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Run(argument) => run(&argument.config),
         Command::CheckConfig(argument) => match supervisor::problems(&argument.config) {
-            problems if problems.is_empty() => ExitCode::SUCCESS,
+            problems if problems.is_empty() => {
+                config::remarks(&argument.config).iter().for_each(|remark| note(remark));
+                ExitCode::SUCCESS
+            }
             problems => refuse(&problems),
         },
+        Command::ImportEnv(arguments) => import_env(&arguments),
+        Command::CatalogueImages { tiers_file } => {
+            let images = config::catalogue_images(&tiers_file);
+            images.iter().for_each(|image| print(image));
+            ExitCode::SUCCESS
+        }
         Command::Status(arguments) => now(async { Ok(status::run(&arguments).await?) }),
         Command::Down(arguments) => now(async {
             down::run(&Docker::at(Path::new(docker::SOCKET)), &arguments).await?;
@@ -79,6 +110,21 @@ fn run(config: &Path) -> ExitCode {
     }
 }
 
+fn import_env(arguments: &ImportArguments) -> ExitCode {
+    let imported = match config::import(&arguments.file, &arguments.state_dir) {
+        Ok(imported) => imported,
+        Err(config::ImportError::Problems(problems)) => {
+            return refuse(&problems.0.iter().map(ToString::to_string).collect::<Vec<_>>());
+        }
+        Err(error) => return fail(&error.to_string()),
+    };
+    for said in imported.said.iter().filter(|said| arguments.report || matches!(said.fate, Fate::Unknown(_))) {
+        print(&said.to_string());
+    }
+    imported.remarks.iter().for_each(|remark| note(remark));
+    ExitCode::SUCCESS
+}
+
 /// Runs one short command to its end.
 fn now(command: impl Future<Output = anyhow::Result<ExitCode>>) -> ExitCode {
     let outcome = tokio::runtime::Builder::new_current_thread()
@@ -102,6 +148,15 @@ fn refuse(problems: &[String]) -> ExitCode {
 fn fail(problem: &str) -> ExitCode {
     say(problem);
     ExitCode::FAILURE
+}
+
+fn note(remark: &str) {
+    print(&format!("note: {remark}"));
+}
+
+#[allow(clippy::print_stdout, reason = "the answer of a short command")]
+fn print(line: &str) {
+    println!("{}", harmless(line, MOST_ERROR));
 }
 
 #[allow(clippy::print_stderr, reason = "standard error is where a person at a command line looks")]

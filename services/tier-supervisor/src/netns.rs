@@ -165,15 +165,25 @@ pub fn prepare(pid: u32, container: &ContainerSpec, desired: &Desired) -> Result
 /// When it cannot be looked at.
 pub fn is_prepared(pid: u32, container: &ContainerSpec, desired: &Desired) -> Result<bool, NetnsError> {
     let ports = ports(pid)?;
+    if container.networks.is_empty() {
+        // Nothing but its loopback; an interface would be somebody's mistake.
+        let ipv6 = within(&of(pid), quiet)?;
+        return Ok(ipv6 && ports.is_empty());
+    }
     let wanted = inside::routes(container, desired, &ports)?;
-    let (routes, neighbours, ipv6) = within(&of(pid), || {
+    let (routes, neighbours, quiet) = within(&of(pid), || {
         Ok::<_, NetnsError>((
             command::run("ip", &["-j", "-4", "route", "show"], "")?,
             command::run("ip", &["-j", "-4", "neigh", "show", "nud", "permanent"], "")?,
-            std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6").unwrap_or_else(|_| "1".to_owned()),
+            quiet(),
         ))
     })??;
-    Ok(ipv6.trim() == "1" && wanted.stand(&routes, &neighbours)?)
+    Ok(quiet && wanted.stand(&routes, &neighbours)?)
+}
+
+/// Whether IPv6 is off in the namespace of this thread. A kernel without IPv6 has nothing to switch off.
+fn quiet() -> bool {
+    std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6").map_or(true, |text| text.trim() == "1")
 }
 
 /// Whether the container would hand on packets between its networks.

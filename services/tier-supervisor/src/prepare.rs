@@ -13,10 +13,15 @@ use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use crate::addresses::{AddressError, Addresses, BUS, HOST_NATS, Ipv4Cidr};
-use crate::config::{DiskSources, Images, Problems, SecretState, Settings, SettingsError, Sources, Tiers};
+use crate::config::{
+    DiskSources, Endpoint, EndpointHost, Images, ModelSettings, Problems, Scheme, SecretState, Settings, SettingsError,
+    Sources, Tiers,
+};
 use crate::desired::containers::{agent_name, server_name};
+use crate::desired::outward::is_home;
 use crate::desired::{Desired, DesiredError, desired};
 use crate::files::{self, FileError};
+use crate::home::{self, Homes};
 use crate::pki::{Pki, PkiError};
 use crate::tokens::{TokenError, Tokens, Wanted};
 
@@ -33,6 +38,8 @@ pub struct Material {
     pub upstream_roots: Vec<(PathBuf, String)>,
     /// `squid.conf.template`.
     pub squid_template: String,
+    /// Names of the local network that are spoken to in plain HTTP -> their addresses.
+    pub home: Homes,
 }
 
 /// Everything [`desired`] needs.
@@ -71,19 +78,9 @@ pub enum PrepareError {
     /// A file that is read or copied.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The key of the model route.
-    #[error(
-        "secret {name} (\"model.key_secret\" in supervisor.json) {what}; put the key there, it is read from standard \
-         input: sudo install -m 600 /dev/stdin {}", path.display()
-    )]
-    ModelKey {
-        /// The secret.
-        name: SecretName,
-        /// What is wrong.
-        what: String,
-        /// Its file.
-        path: PathBuf,
-    },
+    /// Keys of models and tokens of bots, and endpoints that must not be used: every problem.
+    #[error("{}", .0.join("; "))]
+    Stack(Vec<String>),
     /// Names that are too long, and bugs.
     #[error(transparent)]
     Desired(#[from] DesiredError),
@@ -95,6 +92,7 @@ impl PrepareError {
     pub fn sentences(&self) -> Vec<String> {
         match self {
             Self::Problems(problems) => problems.0.iter().map(ToString::to_string).collect(),
+            Self::Stack(problems) => problems.clone(),
             other => vec![other.to_string()],
         }
     }
@@ -109,7 +107,10 @@ impl Inputs {
     pub fn prepare(settings: Settings, routes: &[Ipv4Cidr], now: OffsetDateTime) -> Result<Self, PrepareError> {
         let images = Images::load(&settings.images_file)?;
         let tiers = Tiers::load(&settings, &images)?;
-        check_model_key(&settings)?;
+        let problems = stack_problems(&settings);
+        if !problems.is_empty() {
+            return Err(PrepareError::Stack(problems));
+        }
 
         files::private_directory(&settings.state_dir)?;
         let addresses = choose_addresses(&settings, &tiers, routes)?;
@@ -124,6 +125,7 @@ impl Inputs {
                 .map(|path| hash(path).map(|sha256| (path.clone(), sha256)))
                 .collect::<Result<_, _>>()?,
             squid_template: files::read_text(&settings.squid_template)?,
+            home: home::look_up(&settings, &settings.state_dir.join("home-addresses.json"))?,
         };
         Ok(Self { settings, images, tiers, addresses, material })
     }
@@ -137,14 +139,36 @@ impl Inputs {
     }
 }
 
-fn check_model_key(settings: &Settings) -> Result<(), PrepareError> {
-    let Some(name) = &settings.model.key_secret else { return Ok(()) };
-    let what = match (DiskSources { settings }).secret(name) {
-        SecretState::Present => return Ok(()),
-        SecretState::Absent => "is missing".to_owned(),
-        SecretState::Unusable(why) => format!("cannot be used: {why}"),
-    };
-    Err(PrepareError::ModelKey { name: name.clone(), what, path: settings.secret_file(name) })
+/// What is wrong with the secrets that the stack itself needs, whatever its tiers, and with where it speaks to; a sentence
+/// each. Makes nothing.
+#[must_use]
+pub fn stack_problems(settings: &Settings) -> Vec<String> {
+    let mut problems = Vec::new();
+    for name in settings.own_secrets() {
+        let what = match (DiskSources { settings }).secret(name) {
+            SecretState::Present => continue,
+            SecretState::Absent => "is missing".to_owned(),
+            SecretState::Unusable(why) => format!("cannot be used: {why}"),
+        };
+        problems.push(format!(
+            "secret {name}, named in supervisor.json, {what}; put it there, it is read from standard input: sudo install \
+             -m 600 /dev/stdin {}",
+            settings.secret_file(name).display()
+        ));
+    }
+    let model = settings.model.as_ref().and_then(ModelSettings::endpoint);
+    let export = settings.otlp_export.as_ref().and_then(|url| url.parse::<Endpoint>().ok());
+    for (field, endpoint) in [("model.base_url", model), ("otlp_export", export)] {
+        if let Some(Endpoint { scheme: Scheme::Http, host: EndpointHost::Address(address), .. }) = endpoint
+            && !is_home(address)
+        {
+            problems.push(format!(
+                "\"{field}\" in supervisor.json: plain http to {address} would cross the internet in the clear; use https, or \
+                 a machine of your own network"
+            ));
+        }
+    }
+    problems
 }
 
 fn choose_addresses(settings: &Settings, tiers: &Tiers, routes: &[Ipv4Cidr]) -> Result<Addresses, PrepareError> {
@@ -181,7 +205,7 @@ fn secret_hashes(settings: &Settings, tiers: &Tiers) -> Result<BTreeMap<SecretNa
         .tiers
         .iter()
         .flat_map(|tier| tier.credentials.iter().map(|credential| &credential.secret))
-        .chain(settings.model.key_secret.as_ref())
+        .chain(settings.own_secrets())
         .collect();
     names.into_iter().map(|name| hash(&settings.secret_file(name)).map(|sha256| (name.clone(), sha256))).collect()
 }

@@ -50,7 +50,7 @@ const PART: &str = "streams";
 /// Room for what could not be decoded; when it is full, such messages stay in their queue.
 const UNDECODABLE_BYTES: i64 = 64 << 20;
 /// What goes into the stream of events.
-const EVENT_SUBJECTS: [&str; 11] = [
+const EVENT_SUBJECTS: [&str; 12] = [
     "egress.denied.>",
     "egress.allowed.>",
     "tier.>",
@@ -61,6 +61,7 @@ const EVENT_SUBJECTS: [&str; 11] = [
     "tool.>",
     "attestation.>",
     "floor.>",
+    "channel.ignored.>",
     "channel.sent.>",
 ];
 

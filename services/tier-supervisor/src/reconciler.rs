@@ -171,6 +171,8 @@ impl<E: Engine, V: Vm> Reconciler<E, V> {
                 picture.converged = false;
             }
         });
+        let file_problems = self.stack.wanted.borrow().problems.clone();
+        self.show(|picture| picture.file_problems = file_problems);
         let mut round = Round { next_try: plan.next_try(), ..Round::default() };
         // Containers whose further steps wait for another round.
         let mut left: BTreeSet<&str> = BTreeSet::new();
@@ -225,7 +227,7 @@ impl<E: Engine, V: Vm> Reconciler<E, V> {
                 self.hold_without_table(desired).await;
             }
             match step.action.weight(desired) {
-                Weight::Tier => left.extend(step.action.containers(desired)),
+                Weight::Part => left.extend(step.action.containers(desired)),
                 Weight::Stack | Weight::Wall => break,
             }
         }

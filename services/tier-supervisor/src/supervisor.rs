@@ -18,7 +18,7 @@ use tokio::sync::{Mutex, Notify, mpsc, watch};
 use tonic::service::Routes;
 
 use crate::addresses::{BUS, HOST_COLLECTOR, HOST_NATS, TELEMETRY};
-use crate::config::{DiskSources, Images, SecretState, Settings, Sources, Tiers};
+use crate::config::{Images, Settings, Tiers};
 use crate::control::Control;
 use crate::desired::{ASSISTANT_GID, ControlDirectory, Desired};
 use crate::engine::Engine;
@@ -26,11 +26,11 @@ use crate::engine::docker::{self, Docker};
 use crate::files;
 use crate::kernel::{self, Standing};
 use crate::nflog::{self, Ledger, Principals};
-use crate::prepare::Inputs;
+use crate::prepare::{Inputs, stack_problems};
 use crate::reconciler::{Apply, Reconciler, Stack};
 use crate::vm::{self, Linux};
 use crate::wanted::{self, Wanted};
-use crate::{gates, provision};
+use crate::{gates, provision, sandbox};
 
 const NAME: &str = "tier-supervisor";
 /// Requests for a round that wait for the reconciler; one operator sends one at a time.
@@ -68,17 +68,7 @@ pub fn problems(settings: &Path) -> Vec<String> {
             }
         }
     }
-    if let Some(name) = &settings.model.key_secret {
-        let path = settings.secret_file(name);
-        let path = path.display();
-        match (DiskSources { settings: &settings }).secret(name) {
-            SecretState::Present => {}
-            SecretState::Absent => {
-                problems.push(format!("secret {name} is missing; put the model's key into {path}, mode 600"))
-            }
-            SecretState::Unusable(why) => problems.push(format!("secret {name} cannot be used: {why}")),
-        }
-    }
+    problems.extend(stack_problems(&settings));
     problems
 }
 
@@ -189,13 +179,20 @@ impl Service for Supervisor {
         // Before the reconciler may replace the table, and with it its counters.
         let looked = ledger.clone();
         tokio::task::spawn_blocking(move || looked.look()).await?;
+        let nflog_turns = turns.clone();
         cx.tasks.spawn_restarting("nflog", move || {
-            nflog::run(bus.clone(), turns.clone(), principals.clone(), ledger.clone(), stop.clone())
+            nflog::run(bus.clone(), nflog_turns.clone(), principals.clone(), ledger.clone(), stop.clone())
         });
 
         let (bus, stop) = (cx.bus.clone(), draining.clone());
         cx.tasks
             .spawn_restarting("kernel-table", move || kernel::watch(Arc::clone(&standing), bus.clone(), stop.clone()));
+
+        let (reading, bus, read_turns) = (Arc::clone(&stack), cx.bus.clone(), turns);
+        let (places, stop) = (settings.state_dir.join("sandbox-logs"), draining.clone());
+        cx.tasks.spawn_restarting("sandbox-logs", move || {
+            sandbox::run(Arc::clone(&reading), bus.clone(), read_turns.clone(), places.clone(), stop.clone())
+        });
 
         let program = gates::Program::this().context("which executable is this")?;
         let (gates_wanted, gates_known) = watch::channel(wanted.borrow().desired.gates.clone());

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use assistant_proto::config::Confidentiality;
 use assistant_proto::name::{PrincipalName, TierName};
 use aws_lc_rs::{digest, rand};
 use base64::Engine as _;
@@ -15,8 +16,17 @@ use zeroize::Zeroizing;
 
 use crate::files::{self, FileError};
 
-/// Squid's user for the model route.
+/// Squid's user for the model route without a TEE.
 pub const SQUID_MODELS_USER: &str = "models";
+/// Squid's user for the TEE proxy.
+pub const SQUID_TEE_USER: &str = "tee";
+/// Squid's user for the messengers of channel-bridge.
+pub const SQUID_CHANNELS_USER: &str = "channels";
+/// Squid's user for the collector's way to an outside one.
+pub const SQUID_TELEMETRY_USER: &str = "telemetry";
+/// Squid's users that are no tiers. No tier is called like one of them.
+pub const SQUID_SERVICE_USERS: [&str; 4] =
+    [SQUID_MODELS_USER, SQUID_TEE_USER, SQUID_CHANNELS_USER, SQUID_TELEMETRY_USER];
 
 /// NATS users with an nkey of their own.
 pub const NATS_USERS: [&str; 5] = ["tier-supervisor", "secret-broker", "egress-auditor", "channel-bridge", "operator"];
@@ -110,6 +120,7 @@ pub struct Tokens {
     wrappers: BTreeMap<PrincipalName, Token>,
     gateways: BTreeMap<TierName, Token>,
     squid_users: BTreeMap<String, Token>,
+    litellm: BTreeMap<Confidentiality, Token>,
     nkeys: BTreeMap<&'static str, Nkey>,
 }
 
@@ -137,16 +148,22 @@ impl Tokens {
         };
         let (principals, wrappers, gateways, squid) =
             (directory("principal")?, directory("wrapper")?, directory("gateway")?, directory("squid")?);
+        let litellm = directory("litellm")?;
         let nkeys = state_dir.join("nkeys");
         files::private_directory(&nkeys)?;
 
-        let squid_users = wanted.tiers.iter().map(|tier| tier.to_string()).chain([SQUID_MODELS_USER.to_owned()]);
+        let squid_users =
+            wanted.tiers.iter().map(|tier| tier.to_string()).chain(SQUID_SERVICE_USERS.map(str::to_owned));
         Ok(Self {
             principals: each(&wanted.principals, |name| token(&principals.join(name.as_str())))?,
             wrappers: each(&wanted.servers, |name| token(&wrappers.join(name.as_str())))?,
             gateways: each(&wanted.tiers, |name| token(&gateways.join(name.as_str())))?,
             squid_users: squid_users
                 .map(|user| token(&squid.join(&user)).map(|token| (user, token)))
+                .collect::<Result<_, _>>()?,
+            litellm: [Confidentiality::Required, Confidentiality::None]
+                .into_iter()
+                .map(|class| token(&litellm.join(class.as_str())).map(|token| (class, token)))
                 .collect::<Result<_, _>>()?,
             nkeys: NATS_USERS
                 .into_iter()
@@ -176,6 +193,18 @@ impl Tokens {
     /// Squid's users with their passwords.
     pub fn squid_users(&self) -> impl Iterator<Item = (&str, &Token)> {
         self.squid_users.iter().map(|(user, token)| (user.as_str(), token))
+    }
+
+    /// The password of one of Squid's users.
+    #[must_use]
+    pub fn squid_user(&self, user: &str) -> Option<&Token> {
+        self.squid_users.get(user)
+    }
+
+    /// The token with which the broker speaks to the LiteLLM of a class.
+    #[must_use]
+    pub fn litellm(&self, class: Confidentiality) -> Option<&Token> {
+        self.litellm.get(&class)
     }
 
     /// The nkey of one of [`NATS_USERS`].
@@ -255,6 +284,7 @@ mod tests {
             all.extend(tokens.wrappers.values().map(|token| token.expose().to_owned()));
             all.extend(tokens.gateways.values().map(|token| token.expose().to_owned()));
             all.extend(tokens.squid_users.values().map(|token| token.expose().to_owned()));
+            all.extend(tokens.litellm.values().map(|token| token.expose().to_owned()));
             all.extend(tokens.nkeys.values().map(|nkey| nkey.seed.expose().to_owned()));
             all
         };
@@ -262,7 +292,7 @@ mod tests {
         let mut distinct = all(&first);
         distinct.sort();
         distinct.dedup();
-        assert_eq!(distinct.len(), 2 + 1 + 1 + 2 + 5);
+        assert_eq!(distinct.len(), 2 + 1 + 1 + (1 + SQUID_SERVICE_USERS.len()) + 2 + 5);
         let mode = std::fs::metadata(dir.path().join("tokens/principal/zeroclaw-tasks")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         let mode = std::fs::metadata(dir.path().join("nkeys")).unwrap().permissions().mode();

@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use assistant_proto::name::HostName;
 
+use super::hosts;
 use super::problem::{At, Report};
 
 /// Which hosts are meant. The spellings are those of the broker's rules.
@@ -103,27 +104,39 @@ pub struct Allowlist {
 }
 
 impl Allowlist {
-    /// Parses the file. Comments start with `#`, also behind an entry.
-    pub(super) fn parse(text: &str, report: &mut Report<'_>) -> Self {
-        let mut entries = Vec::new();
+    /// Parses the file. Comments start with `#`, also behind an entry. `reserved` are hosts of the stack's own services.
+    pub(super) fn parse(text: &str, reserved: &[HostPattern], report: &mut Report<'_>) -> Self {
+        let mut lines: Vec<(At, HostPattern)> = Vec::new();
+        let mut commented = Vec::new();
         for (index, line) in text.lines().enumerate() {
             let entry = line.split('#').next().unwrap_or_default();
             let column = entry.len().saturating_sub(entry.trim_start().len()).saturating_add(1);
             let at = At { line: index.saturating_add(1), column };
+            let has_comment = entry.len() < line.len();
             let entry = entry.trim();
             if entry.is_empty() {
                 continue;
+            }
+            if has_comment {
+                commented.push(at);
             }
             match entry.parse() {
                 Ok(HostPattern::OneBelow(_)) => {
                     report.problem(at, "the floor knows no \"*.\"", "write .example.com for a host and all below it");
                 }
-                Ok(pattern) => entries.push(pattern),
+                Ok(pattern) => lines.push((at, pattern)),
                 Err(MalformedPattern) => {
                     let fix = "write one host per line, lower case, like api.example.com or .example.com; \
                                no scheme, port, path or address";
                     report.problem(at, "this is not a host", fix);
                 }
+            }
+        }
+        remarks(&lines, &commented, reserved, report);
+        let mut entries: Vec<HostPattern> = Vec::new();
+        for (_, pattern) in lines {
+            if !entries.contains(&pattern) {
+                entries.push(pattern);
             }
         }
         Self { entries }
@@ -140,6 +153,54 @@ impl Allowlist {
     pub fn entries(&self) -> &[HostPattern] {
         &self.entries
     }
+}
+
+/// What is worth saying about a floor that can be used.
+fn remarks(lines: &[(At, HostPattern)], commented: &[At], reserved: &[HostPattern], report: &mut Report<'_>) {
+    for (index, (at, pattern)) in lines.iter().enumerate() {
+        let earlier = lines.get(..index).unwrap_or_default();
+        if let Some((first, _)) = earlier.iter().find(|(_, other)| other == pattern) {
+            report.remark(*at, format!("{pattern} stands in line {} already", first.line), "remove one");
+            continue;
+        }
+        if let Some((other, wider)) = lines.iter().find(|(_, other)| other != pattern && other.covers(pattern)) {
+            report.remark(*at, format!("{pattern} is part of {wider} in line {}", other.line), "remove one");
+        }
+        if reserved.iter().any(|reserved| reserved.covers(pattern)) {
+            let what = format!("{pattern} is open to the stack's own services only, and needs no line here");
+            report.remark(*at, what, "remove it");
+        } else if matches!(pattern, HostPattern::AndBelow(_)) && hosts::is_shared(pattern) {
+            let what = format!(
+                "{pattern} is shared hosting: anyone can have a name or a bucket there and see what is asked of it"
+            );
+            report.remark(*at, what, "name the hosts that you need; no tier reaches this without naming it");
+        }
+    }
+    together(
+        commented,
+        "a comment stands behind the host; it is left out here, but other programs may take it for part of the host",
+        "put comments on lines of their own",
+        report,
+    );
+    let building: Vec<At> =
+        lines.iter().filter(|(_, pattern)| hosts::is_for_building_a_sandbox(pattern)).map(|(at, _)| *at).collect();
+    together(
+        &building,
+        "this was needed to build the sandbox inside the stack, which is no longer done",
+        "remove it, unless a tier is to read from there",
+        report,
+    );
+}
+
+/// One remark for many lines.
+fn together(places: &[At], what: &str, fix: &str, report: &mut Report<'_>) {
+    let [first, rest @ ..] = places else { return };
+    let others: Vec<String> = rest.iter().map(|at| at.line.to_string()).collect();
+    let also = match rest.len() {
+        0 => String::new(),
+        _ => format!(" (also lines {})", others.join(", ")),
+    };
+    report.remark(*first, format!("{what}{also}"), fix);
 }
 
 #[cfg(test)]
@@ -201,10 +262,37 @@ mod tests {
         let (mut problems, mut remarks) = (Vec::new(), Vec::new());
         let mut report = Report { file: "allowlist.txt", problems: &mut problems, remarks: &mut remarks };
         let text = "# x\na.example  # why\n\n  .b.example\nhttp://c\n*.d.example\n";
-        let floor = Allowlist::parse(text, &mut report);
+        let floor = Allowlist::parse(text, &[], &mut report);
         assert_eq!(floor.entries(), [pattern("a.example"), pattern(".b.example")]);
         let lines: Vec<usize> = problems.iter().map(|problem| problem.line).collect();
         assert_eq!(lines, [5, 6]);
+    }
+
+    #[test]
+    fn what_is_worth_saying_about_a_floor() {
+        let (mut problems, mut remarks) = (Vec::new(), Vec::new());
+        let mut report = Report { file: "allowlist.txt", problems: &mut problems, remarks: &mut remarks };
+        let text = "api.privatemode.ai\n.googleapis.com\na.example # x\na.example # y\n.b.example\nx.b.example\ncgr.dev\n\
+                    github.com\nmodel.example\n";
+        let floor = Allowlist::parse(text, &[pattern(".privatemode.ai"), pattern("model.example")], &mut report);
+        assert!(problems.is_empty(), "{problems:?}");
+        assert_eq!(floor.entries().len(), 8, "a host that stands there twice is one entry");
+        let said: Vec<(usize, &str)> = remarks.iter().map(|remark| (remark.line, remark.what.as_str())).collect();
+        for (line, what) in [
+            (1, "the stack's own services only"),
+            (2, "is shared hosting"),
+            (4, "stands in line 3 already"),
+            (6, "is part of .b.example in line 5"),
+            (9, "the stack's own services only"),
+            (
+                3,
+                "a comment stands behind the host; it is left out here, but other programs may take it for part of the host (also lines 4)",
+            ),
+            (7, "no longer done (also lines 8)"),
+        ] {
+            assert!(said.iter().any(|(at, text)| *at == line && text.contains(what)), "{line} {what}\n{said:#?}");
+        }
+        assert_eq!(said.len(), 7, "{said:#?}");
     }
 
     #[test]

@@ -1,39 +1,27 @@
-//! An MCP folder: which servers a tier has. `catalogs/catalog.yaml` defines, `registry.yaml` enables, `config.yaml`
-//! overrides, `secrets.env` holds placeholders.
+//! An MCP folder: which servers a tier has. `catalogs/catalog.yaml` defines, `registry.yaml` enables, `config.yaml` adds
+//! variables that are no secrets, `secrets.env` holds placeholders.
 //!
-//! The format is that of the older stack's folders. A value of secrets.env that is no placeholder is refused and never
-//! repeated: it would be a real credential inside a tier.
+//! The format is that of the older stack's folders, with one field more: `command`, for an image whose program is not
+//! where ours have it. A value of secrets.env that is no placeholder is refused and never repeated: it would be a real
+//! credential inside a tier.
+
+mod variables;
 
 use std::path::{Path, PathBuf};
 
 use assistant_proto::name::ServerName;
 
-use super::credentials::is_placeholder;
 use super::images::Images;
 use super::problem::{At, Report, shown, suggestion};
 use super::tier::Server;
 use super::tiers::Sources;
-use super::tree::{self, Fields, Node, Value};
+use super::tree::{self, Fields, Node};
+use crate::files;
+use variables::{config, env_file, is_free_variable};
 
 const CATALOG_FIELDS: [&str; 3] = ["name", "displayName", "registry"];
-const SERVER_FIELDS: [&str; 6] = ["title", "description", "image", "type", "longLived", "secrets"];
+const SERVER_FIELDS: [&str; 7] = ["title", "description", "image", "command", "type", "longLived", "secrets"];
 const SECRET_FIELDS: [&str; 3] = ["name", "env", "description"];
-
-/// Variables that the wrapper sets for every server, or that would change what the server's program is.
-const OWN_VARIABLES: [&str; 12] = [
-    "HTTP_PROXY",
-    "HTTPS_PROXY",
-    "ALL_PROXY",
-    "NO_PROXY",
-    "SSL_CERT_FILE",
-    "SSL_CERT_DIR",
-    "REQUESTS_CA_BUNDLE",
-    "CURL_CA_BUNDLE",
-    "NODE_EXTRA_CA_CERTS",
-    "PATH",
-    "HOME",
-    "PYTHONPATH",
-];
 
 /// A secret of a catalogue entry: a name in secrets.env and the variable it goes into.
 struct Wanted {
@@ -44,9 +32,16 @@ struct Wanted {
 
 struct Definition {
     name: ServerName,
+    image_at: At,
     image: String,
+    command: Vec<String>,
     secrets: Vec<Wanted>,
 }
+
+/// Where every image of an MCP server that the stack builds has its program.
+const OUR_PROGRAM: &str = "/usr/local/bin/mcp-server";
+/// How references of images that the stack builds begin.
+const OUR_IMAGES: &str = "assistant/";
 
 /// Reads a folder and gives the enabled servers in the order of registry.yaml.
 pub(super) fn servers(
@@ -91,10 +86,9 @@ pub(super) fn servers(
             .map(|node| enabled(&node, &definitions, &mut report))
             .unwrap_or_default()
     };
-    if let Some(text) = config_text {
-        let name = config_path.display().to_string();
-        config(&text, &mut report.for_file(&name));
-    }
+    let config_name = config_path.display().to_string();
+    let settings =
+        config_text.map(|text| config(&text, &definitions, &mut report.for_file(&config_name))).unwrap_or_default();
     let secrets_name = secrets_path.display().to_string();
     let secrets = secrets_text.map(|text| env_file(&text, &mut report.for_file(&secrets_name))).unwrap_or_default();
 
@@ -104,12 +98,28 @@ pub(super) fn servers(
             continue;
         }
         let mut report = report.for_file(&catalog_name);
-        if let Some(server) = server(definition, &secrets, &secrets_name, images, &mut report) {
+        let variables = settings.iter().filter(|(name, _)| *name == definition.name).flat_map(|(_, set)| set.clone());
+        let variables: Vec<(String, String)> = variables.collect();
+        if let Some(mut server) = server(definition, &secrets, &secrets_name, images, &mut report) {
+            server.env.extend(variables);
             servers.push(server);
         }
     }
     servers.sort_by_key(|server| enabled.iter().position(|name| *name == server.name));
     servers
+}
+
+/// Images of a folder's enabled servers, as its catalogue names them; none of a folder that cannot be read. Says nothing:
+/// whoever checks the folder does.
+pub(super) fn images(directory: &Path) -> Vec<String> {
+    let (mut problems, mut remarks) = (Vec::new(), Vec::new());
+    let mut report = Report { file: "", problems: &mut problems, remarks: &mut remarks };
+    let mut tree = |path: PathBuf| files::read_text(&path).ok().and_then(|text| tree::parse(&text, &mut report));
+    let (catalog, registry) = (tree(directory.join("catalogs/catalog.yaml")), tree(directory.join("registry.yaml")));
+    let (Some(catalog), Some(registry)) = (catalog, registry) else { return Vec::new() };
+    let definitions = definitions(&catalog, &mut report);
+    let enabled = enabled(&registry, &definitions, &mut report);
+    definitions.into_iter().filter(|one| enabled.contains(&one.name)).map(|one| one.image).collect()
 }
 
 fn server(
@@ -119,7 +129,6 @@ fn server(
     images: &Images,
     report: &mut Report<'_>,
 ) -> Option<Server> {
-    let start = At { line: 1, column: 1 };
     let mut env = Vec::new();
     let mut placeholders = Vec::new();
     for wanted in definition.secrets {
@@ -139,13 +148,31 @@ fn server(
             }
         }
     }
-    if images.reference(&definition.image).is_none() {
+    let Some(reference) = images.reference(&definition.image) else {
         let known: Vec<&str> = images.names().filter(|name| name.contains(['/', ':'])).collect();
-        let fix = format!("build or pull it and run deploy/up.sh again; {}", suggestion(&definition.image, known));
-        report.problem(start, format!("the image of server {} is not on this machine", definition.name), fix);
+        let fix = format!(
+            "pull or build it (docker pull, docker build) and run deploy/up.sh again, or take {} out of registry.yaml; {}",
+            definition.name,
+            suggestion(&definition.image, known)
+        );
+        let what = format!("the image of server {} is not on this machine", definition.name);
+        report.problem(definition.image_at, what, fix);
         return None;
-    }
-    Some(Server { name: definition.name, image: definition.image, env, placeholders })
+    };
+    let command = match (definition.command.is_empty(), reference.starts_with(OUR_IMAGES)) {
+        (false, _) => definition.command,
+        (true, true) => vec![OUR_PROGRAM.to_owned()],
+        (true, false) => {
+            let what = format!(
+                "the image of server {} is not one of the stack's, so its program must be named",
+                definition.name
+            );
+            let fix = "add: command: [/path/in/the/image, argument]; docker image inspect shows its Entrypoint and Cmd";
+            report.problem(definition.image_at, what, fix);
+            return None;
+        }
+    };
+    Some(Server { name: definition.name, image: definition.image, command, env, placeholders })
 }
 
 fn definitions(node: &Node, report: &mut Report<'_>) -> Vec<Definition> {
@@ -171,7 +198,7 @@ fn definition(at: At, key: &str, node: &Node, report: &mut Report<'_>) -> Option
                 && image.len() <= 255
                 && image.bytes().all(|b| b.is_ascii_alphanumeric() || b"/:._-@".contains(&b));
             if plain {
-                Some(image.to_owned())
+                Some((at, image.to_owned()))
             } else {
                 report.problem(at, "this is not an image reference", "for example: zeroclaw/amazing-marvin-mcp:local");
                 None
@@ -182,6 +209,7 @@ fn definition(at: At, key: &str, node: &Node, report: &mut Report<'_>) -> Option
             None
         }
     };
+    let command = command(&fields, report);
     let mut secrets: Vec<Wanted> = Vec::new();
     for node in fields.list("secrets", report).unwrap_or_default() {
         if let Some(wanted) = wanted(node, report) {
@@ -191,7 +219,25 @@ fn definition(at: At, key: &str, node: &Node, report: &mut Report<'_>) -> Option
             secrets.push(wanted);
         }
     }
-    Some(Definition { name: name?, image: image?, secrets })
+    let (image_at, image) = image?;
+    Some(Definition { name: name?, image_at, image, command, secrets })
+}
+
+/// The program and its arguments. Our wrapper starts it, and looks nothing up in a PATH that it does not know.
+fn command(fields: &Fields<'_>, report: &mut Report<'_>) -> Vec<String> {
+    let words = fields.words("command", report);
+    for (index, (at, word)) in words.iter().enumerate() {
+        if word.is_empty() || word.len() > 1_024 || word.chars().any(char::is_control) {
+            report.problem(*at, "this is not a word of a command", "write each argument as an item of its own");
+        } else if index == 0 && !word.starts_with('/') {
+            report.problem(
+                *at,
+                "the program must be an absolute path",
+                "write where it is inside the image: /app/server",
+            );
+        }
+    }
+    words.into_iter().map(|(_, word)| word.to_owned()).collect()
 }
 
 fn wanted(node: &Node, report: &mut Report<'_>) -> Option<Wanted> {
@@ -205,18 +251,7 @@ fn wanted(node: &Node, report: &mut Report<'_>) -> Option<Wanted> {
         report.problem(fields.at, "this secret goes into no variable", "add: env: <the variable the server reads>");
         return None;
     };
-    let variable = env.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
-        && env.starts_with(|c: char| c.is_ascii_uppercase());
-    if !variable || env.len() > 64 {
-        report.problem(env_at, "this is not the name of a variable", "use A-Z, 0-9 and '_', starting with a letter");
-        return None;
-    }
-    if OWN_VARIABLES.contains(&env) || env.starts_with("LD_") {
-        report.problem(
-            env_at,
-            "this variable is set by the stack itself",
-            "name the variable the server reads its secret from",
-        );
+    if !is_free_variable(env_at, env, report) {
         return None;
     }
     let (at, name) = name?;
@@ -250,66 +285,7 @@ fn enabled(node: &Node, definitions: &[Definition], report: &mut Report<'_>) -> 
     names
 }
 
-fn config(text: &str, report: &mut Report<'_>) {
-    match tree::parse(text, report).map(|node| (node.at, node.value)) {
-        None | Some((_, Value::Null)) => {}
-        Some((_, Value::Map(entries))) => {
-            for entry in entries {
-                report.problem(entry.at, "overrides of a server are not supported yet", "leave config.yaml empty: {}");
-            }
-        }
-        Some((at, _)) => report.problem(at, "config.yaml is not a mapping", "leave it empty: {}"),
-    }
-}
-
-/// `key=value` lines. Comments are lines of their own.
-fn env_file(text: &str, report: &mut Report<'_>) -> Vec<(String, String)> {
-    let mut values: Vec<(String, String)> = Vec::new();
-    for (index, line) in text.lines().enumerate() {
-        let at = At { line: index.saturating_add(1), column: 1 };
-        let line = line.trim();
-        if line.is_empty() || line.starts_with('#') {
-            continue;
-        }
-        let Some((key, value)) = line.split_once('=') else {
-            report.problem(at, "this line has no \"=\"", "write key=PLACEHOLDER_...");
-            continue;
-        };
-        let (key, value) = (key.trim(), value.trim());
-        if values.iter().any(|(earlier, _)| earlier == key) {
-            report.problem(at, "this key stands here twice", "keep one");
-            continue;
-        }
-        if !is_placeholder(value) {
-            let fix = "write PLACEHOLDER_ and a word (letters, digits, '_', '-'); if this is a real credential, move it to the \
-                       secrets directory and change it at the service, since it was readable here";
-            report.problem(at, "this value does not look like a placeholder", fix);
-            continue;
-        }
-        values.push((key.to_owned(), value.to_owned()));
-    }
-    values
-}
-
 /// For messages about a folder that is named nowhere.
 pub(super) fn default_directory(tier: &str) -> PathBuf {
     Path::new("mcp").join(tier)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::problem::Problem;
-    use super::*;
-
-    #[test]
-    fn real_credentials_are_refused_and_not_repeated() {
-        let (mut problems, mut remarks): (Vec<Problem>, Vec<Problem>) = (Vec::new(), Vec::new());
-        let mut report = Report { file: "secrets.env", problems: &mut problems, remarks: &mut remarks };
-        let text =
-            "# c\nmarvin_api_key=PLACEHOLDER_ONECLI_INJECTS\nother=kD93hunter2\nthird\nmarvin_api_key=PLACEHOLDER_X\n";
-        let values = env_file(text, &mut report);
-        assert_eq!(values, [("marvin_api_key".to_owned(), "PLACEHOLDER_ONECLI_INJECTS".to_owned())]);
-        assert_eq!(problems.iter().map(|problem| problem.line).collect::<Vec<_>>(), [3, 4, 5]);
-        assert!(problems.iter().all(|problem| !problem.to_string().contains("hunter2")));
-    }
 }

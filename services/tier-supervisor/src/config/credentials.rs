@@ -80,10 +80,13 @@ pub(super) fn credential(
 pub(super) fn egress(node: &Node, around: &Surroundings<'_>, report: &mut Report<'_>) -> Option<Section<Egress>> {
     let fields = Fields::of(node, "\"egress\"", &EGRESS_FIELDS, report)?;
     let before = report.problems.len();
-    let hosts = hosts(&fields, "\"egress\"", around, report);
+    // Written down as empty, it means that nothing may be reached without a credential.
+    let nothing = fields.node("hosts").is_some() && fields.is_absent_or_empty("hosts");
+    let hosts = if nothing { Vec::new() } else { hosts(&fields, "\"egress\"", around, report) };
     let methods = methods(&fields, report);
     let paths = paths(&fields, report);
-    let value = Egress { hosts, methods, paths, line: fields.at.line };
+    let line = fields.at.line;
+    let value = Egress { hosts, methods, paths, read_only: false, implicit: false, line };
     Some(Section { value, at: fields.at, is_sound: report.problems.len() == before })
 }
 
@@ -98,7 +101,8 @@ pub(super) fn compile(
 ) {
     let sound: Vec<Credential> =
         credentials.iter().filter(|section| section.is_sound).map(|section| section.value.clone()).collect();
-    let open = egress.filter(|section| section.is_sound).map(|section| &section.value);
+    let open =
+        egress.filter(|section| section.is_sound && !section.value.hosts.is_empty()).map(|section| &section.value);
     // A name that is too long for a principal is reported where the servers are.
     let Ok(rules) = rules(report.file, tier, servers, &sound, open) else { return };
     let Err(problems) = TierPolicy::compile(tier, &rules) else { return };
@@ -144,9 +148,14 @@ fn hosts(fields: &Fields<'_>, what: &str, around: &Surroundings<'_>, report: &mu
             continue;
         };
         if around.reserved.iter().any(|reserved| reserved.covers(&pattern) || pattern.covers(reserved)) {
-            let what =
-                format!("{pattern} includes a host of the model route, which is open to the stack's services only");
-            report.problem(at, what, "remove it; the agent reaches models through http://models:4000");
+            let what = format!(
+                "{pattern} includes a host of the model route or of a messenger, which is open to the stack's services only"
+            );
+            report.problem(
+                at,
+                what,
+                "remove it; models are reached through http://models:4000, people through channels",
+            );
         } else if around.floor.covers(&pattern) {
             hosts.push(pattern);
         } else {

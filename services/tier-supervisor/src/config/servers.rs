@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use assistant_proto::config::ToolRule;
 use assistant_proto::name::{ServerName, TierName};
 
 use super::catalog;
-use super::problem::{Report, suggestion};
+use super::problem::{At, Report, suggestion};
 use super::tier::Server;
 use super::tiers::{Sources, World};
 use super::tree::Fields;
@@ -53,7 +54,44 @@ pub(super) fn servers(
     servers
 }
 
+/// What of each server may be listed and called, every server once. Without the section that is all of it.
 pub(super) fn tools(
+    fields: &Fields<'_>,
+    servers: &[Server],
+    complete: bool,
+    report: &mut Report<'_>,
+) -> Vec<(ServerName, ToolRule)> {
+    if fields.node("tools").is_none() {
+        for server in servers {
+            let what = format!(
+                "implicit: every tool of MCP server {} may be called; ZeroClaw asks before each that auto_approve does \
+                 not name",
+                server.name
+            );
+            report.remark(
+                fields.at,
+                what,
+                format!("to narrow it: tools: [{{server: {}, allow: [<tool>]}}]", server.name),
+            );
+        }
+        return servers.iter().map(|server| (server.name.clone(), ToolRule::All)).collect();
+    }
+    let named = named_tools(fields, servers, complete, report);
+    servers
+        .iter()
+        .map(|server| {
+            let allow = named.iter().find(|(name, _)| *name == server.name).map(|(_, allow)| allow.clone());
+            let allow = allow.unwrap_or_default();
+            if allow.is_empty() {
+                let fix = format!("add to the tier: tools: [{{server: {}, allow: [<tool>]}}]", server.name);
+                report.remark(fields.at, format!("no tool of MCP server {} is allowed", server.name), fix);
+            }
+            (server.name.clone(), ToolRule::Only(allow))
+        })
+        .collect()
+}
+
+fn named_tools(
     fields: &Fields<'_>,
     servers: &[Server],
     complete: bool,
@@ -81,12 +119,6 @@ pub(super) fn tools(
         }
         tools.push((server.name.clone(), allow));
     }
-    for server in servers {
-        if !tools.iter().any(|(name, allow)| *name == server.name && !allow.is_empty()) {
-            let fix = format!("add to the tier: tools: [{{server: {}, allow: [<tool>]}}]", server.name);
-            report.remark(fields.at, format!("no tool of MCP server {} is allowed", server.name), fix);
-        }
-    }
     tools
 }
 
@@ -97,10 +129,21 @@ pub(super) fn words(
     fix: &str,
     report: &mut Report<'_>,
 ) -> Vec<String> {
+    placed_words(fields, field, fine, fix, report).into_iter().map(|(_, text)| text.to_owned()).collect()
+}
+
+/// The usable items of a list, each with its place.
+pub(super) fn placed_words<'n>(
+    fields: &Fields<'n>,
+    field: &str,
+    fine: fn(&str) -> bool,
+    fix: &str,
+    report: &mut Report<'_>,
+) -> Vec<(At, &'n str)> {
     let mut words = Vec::new();
     for (at, text) in fields.texts(field, report) {
         if fine(text) {
-            words.push(text.to_owned());
+            words.push((at, text));
         } else {
             report.problem(at, format!("an item of \"{field}\" is not usable"), fix);
         }

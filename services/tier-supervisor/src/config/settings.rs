@@ -1,13 +1,13 @@
 //! supervisor.json: how this VM runs the stack. Written by `up.sh`, read once at start.
 
-use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use assistant_proto::config::Mode;
-use assistant_proto::name::{HostName, SecretName};
+use assistant_proto::name::{SecretName, TierName};
 use serde::Deserialize;
 
+use super::route::{Endpoint, ModelSettings, Routes, TeeSettings};
 use crate::addresses::Ipv4Cidr;
 use crate::files;
 
@@ -41,8 +41,18 @@ pub struct Settings {
     pub upstream_roots: Vec<PathBuf>,
     /// Routing table that leads into the drill's internet; none in live.
     pub drill_table: Option<u32>,
-    /// Where model calls go.
-    pub model: ModelSettings,
+    /// Where model calls go that need no attested route.
+    #[serde(default)]
+    pub model: Option<ModelSettings>,
+    /// Where model calls go that may leave only through a TEE.
+    #[serde(default)]
+    pub tee: Option<TeeSettings>,
+    /// Telegram bots, the one from `.env` first.
+    #[serde(default)]
+    pub telegram: Vec<TelegramSettings>,
+    /// A collector of the owner's outside the stack, `http(s)://host[:port]`: reached only through ours, and Squid.
+    #[serde(default)]
+    pub otlp_export: Option<String>,
     /// Whether traces are collected.
     pub otlp: bool,
     /// `tracing` filter of every service's log.
@@ -61,17 +71,20 @@ pub struct Operator {
     pub home: PathBuf,
 }
 
-/// The upstream of the broker's model ingress.
-#[derive(Debug, Clone, Deserialize)]
+/// A Telegram bot.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ModelSettings {
-    /// `https://host[:port]/v1`, without a final slash.
-    pub base_url: String,
-    /// Name of the secret that is sent as bearer token.
-    pub key_secret: Option<SecretName>,
-    /// Name the tiers use -> name upstream.
-    pub models: BTreeMap<String, String>,
+pub struct TelegramSettings {
+    /// Its name in tiers.yaml; [`DEFAULT_BOT`] for the one from `.env`.
+    pub name: String,
+    /// Name of the secret with its token.
+    pub token_secret: SecretName,
+    /// Numeric ids of the people it answers.
+    pub allowed_user_ids: Vec<i64>,
 }
+
+/// The bot of tiers that do not say.
+pub const DEFAULT_BOT: &str = "telegram";
 
 /// Why supervisor.json cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -169,12 +182,10 @@ impl Settings {
         if self.mode == Mode::Drill && self.upstream_roots.is_empty() {
             problems.push("\"upstream_roots\" is empty: a drill trusts only its own certificate authority".to_owned());
         }
-        if self.model.host().is_none() {
-            problems
-                .push("\"model.base_url\" must be https://<host name>[:443]/<path>, without a final slash".to_owned());
-        }
-        if self.model.models.is_empty() {
-            problems.push("\"model.models\" is empty: name at least one model".to_owned());
+        problems.extend(self.route_problems());
+        problems.extend(self.telegram_problems());
+        if let Some(Err(error)) = self.otlp_export.as_ref().map(|url| url.parse::<Endpoint>()) {
+            problems.push(format!("\"otlp_export\": {error}"));
         }
         problems
     }
@@ -196,19 +207,50 @@ impl Settings {
     pub fn addresses_file(&self) -> PathBuf {
         self.state_dir.join("addresses.json")
     }
-}
 
-impl ModelSettings {
-    /// The host of the base URL; none when the URL is not of the one accepted form. Squid lets only port 443 out.
+    /// The routes that there are.
+    pub(super) fn routes(&self) -> Routes<'_> {
+        Routes { open: self.model.as_ref(), tee: self.tee.as_ref() }
+    }
+
+    /// Names of every secret that the stack itself needs, whatever its tiers: keys of models and tokens of bots.
     #[must_use]
-    pub fn host(&self) -> Option<HostName> {
-        let rest = self.base_url.strip_prefix("https://")?;
-        let (authority, path) = rest.split_once('/')?;
-        let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~/".contains(&b);
-        if path.is_empty() || path.ends_with('/') || path.contains("..") || !path.bytes().all(plain) {
-            return None;
+    pub fn own_secrets(&self) -> Vec<&SecretName> {
+        let open = self.model.as_ref().and_then(|model| model.key_secret.as_ref());
+        let tee = self.tee.as_ref().map(|tee| &tee.key_secret);
+        open.into_iter().chain(tee).chain(self.telegram.iter().map(|bot| &bot.token_secret)).collect()
+    }
+
+    fn route_problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.model.is_none() && self.tee.is_none() {
+            problems.push("there is no model: \"model\" or \"tee\" must say where model calls go".to_owned());
         }
-        authority.strip_suffix(":443").unwrap_or(authority).parse().ok()
+        problems.extend(self.model.iter().flat_map(ModelSettings::problems));
+        if self.tee.as_ref().is_some_and(|tee| tee.models.is_empty()) {
+            problems.push("\"tee.models\" is empty: name at least one model".to_owned());
+        }
+        problems
+    }
+
+    fn telegram_problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        for (index, bot) in self.telegram.iter().enumerate() {
+            let earlier = self.telegram.get(..index).unwrap_or_default();
+            if bot.name.parse::<TierName>().is_err() {
+                problems
+                    .push(format!("\"telegram\": bot {} needs a name of a-z, 0-9 and '-'", index.saturating_add(1)));
+            } else if earlier.iter().any(|other| other.name == bot.name || other.token_secret == bot.token_secret) {
+                problems.push(format!("\"telegram\": the bot \"{}\", or its token, is there twice", bot.name));
+            }
+            if bot.allowed_user_ids.is_empty() || bot.allowed_user_ids.iter().any(|id| *id <= 0) {
+                problems.push(format!(
+                    "\"telegram\": the bot \"{}\" needs the numeric ids of the people it may answer",
+                    bot.name
+                ));
+            }
+        }
+        problems
     }
 }
 
@@ -247,7 +289,7 @@ mod tests {
         json["pool"] = "10.87.0.0/20".into();
         json["dns_servers"] = serde_json::json!(["127.0.0.53"]);
         json["drill_table"] = 254.into();
-        json["model"]["base_url"] = "http://model.drill.example/v1".into();
+        json["model"]["base_url"] = "http://localhost/v1".into();
         let settings: Settings = serde_json::from_value(json).unwrap();
         let problems = settings.problems().join("\n");
         for field in ["tiers_file", "pool", "127.0.0.53", "drill_table", "model.base_url"] {
@@ -271,22 +313,22 @@ mod tests {
     }
 
     #[test]
-    fn model_urls_have_one_form() {
-        let mut settings = drill();
-        for (url, host) in [
-            ("https://model.drill.example/v1", Some("model.drill.example")),
-            ("https://model.drill.example:443/openai/v1", Some("model.drill.example")),
-            ("https://model.drill.example:8443/v1", None),
-            ("https://model.drill.example", None),
-            ("https://model.drill.example/v1/", None),
-            ("https://user@model.drill.example/v1", None),
-            ("https://203.0.113.10/v1", None),
-            ("https://model.drill.example/v1?x=y", None),
-            ("https://model.drill.example/../v1", None),
-            ("http://model.drill.example/v1", None),
-        ] {
-            settings.model.base_url = url.to_owned();
-            assert_eq!(settings.model.host().as_ref().map(HostName::as_str), host, "{url}");
-        }
+    fn routes_and_bots() {
+        let with = |field: &str, value: serde_json::Value| {
+            let mut json = drill_json();
+            json[field] = value;
+            serde_json::from_value::<Settings>(json).unwrap().problems().join("\n")
+        };
+        let bot = |name: &str, ids: serde_json::Value| serde_json::json!([{"name": name, "token_secret": "telegram_bot_token", "allowed_user_ids": ids}]);
+        let home = serde_json::json!({"base_url": "http://192.168.1.20:11434/v1", "models": {"assistant": "x"}});
+        assert_eq!(with("model", home), "");
+        assert!(with("model", serde_json::Value::Null).contains("there is no model"));
+        assert!(with("tee", serde_json::json!({"key_secret": "k", "models": {}})).contains("\"tee.models\" is empty"));
+        assert_eq!(with("telegram", bot("telegram", serde_json::json!([1_000_001]))), "");
+        assert!(with("telegram", bot("telegram", serde_json::json!([]))).contains("numeric ids"));
+        assert!(with("telegram", bot("telegram", serde_json::json!([-100]))).contains("numeric ids"));
+        assert!(with("telegram", bot("Family!", serde_json::json!([1]))).contains("needs a name"));
+        assert!(with("otlp_export", "http://127.0.0.1:4317".into()).contains("loopback"));
+        assert_eq!(with("otlp_export", "https://otlp.example.org:4317".into()), "");
     }
 }

@@ -2,16 +2,17 @@
 
 use std::path::Path;
 
+use assistant_proto::config::{Confidentiality, ToolRule};
 use assistant_proto::name::{SecretName, ServerName, TierName};
 
 use super::allowlist::HostPattern;
 use super::credentials::{self, Section, Surroundings};
 use super::limits::{TierLimits, limits};
-use super::problem::{At, Report, suggestion};
-use super::servers::{is_command, is_tool, servers, tools, words};
+use super::problem::{At, Report};
+use super::servers::{is_command, is_tool, placed_words, servers, tools, words};
 use super::tiers::{Sources, World};
 use super::tree::{Fields, Node};
-use super::version;
+use super::{implied, runtime, talk, toolset};
 
 const FIELDS: [&str; 22] = [
     "name",
@@ -49,6 +50,14 @@ pub struct Tier {
     pub port: u16,
     /// Key of its ZeroClaw image in images.json.
     pub image: String,
+    /// Where its shell commands run.
+    pub runtime: Runtime,
+    /// What the older stack's file says about building the sandbox's image; it is there for every sandbox in any case.
+    pub build_sandbox: bool,
+    /// Loopback port of the page about its MCP servers.
+    pub mcp_port: Option<u16>,
+    /// Through which channels it can be talked to, beside the terminal.
+    pub channels: Vec<Channel>,
     /// Whether requests outside a turn are allowed.
     pub background: bool,
     /// Shell commands the agent may run; none means no shell.
@@ -67,14 +76,35 @@ pub struct Tier {
     pub credentials: Vec<Credential>,
     /// What else it may reach.
     pub egress: Option<Egress>,
-    /// MCP server -> tools that may be listed and called.
-    pub tools: Vec<(ServerName, Vec<String>)>,
+    /// MCP server -> tools that may be listed and called. Every server of `servers` is in it once.
+    pub tools: Vec<(ServerName, ToolRule)>,
     /// Model, by the name tiers use.
     pub model: String,
+    /// Whether its prompts may leave only through an attested route. There is a route of this class.
+    pub confidential: Confidentiality,
     /// What its agent may use up.
     pub limits: TierLimits,
     /// Line of tiers.yaml at which it begins.
     pub line: usize,
+}
+
+/// Where a tier's shell commands run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Runtime {
+    /// In the agent's own container.
+    Native,
+    /// In containers of the tier's own rootless Docker, without network.
+    Docker,
+}
+
+/// A way to talk to a tier.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Channel {
+    /// A Telegram bot.
+    Telegram {
+        /// Its name, one of supervisor.json's.
+        bot: String,
+    },
 }
 
 /// An MCP server of a tier.
@@ -84,7 +114,9 @@ pub struct Server {
     pub name: ServerName,
     /// Its image in the catalogue, a key of images.json.
     pub image: String,
-    /// Variable -> placeholder.
+    /// Its program and arguments inside the image; the program is an absolute path.
+    pub command: Vec<String>,
+    /// Variable -> placeholder, then what config.yaml says: variable -> plain value. Nothing in it is a secret.
     pub env: Vec<(String, String)>,
     /// Name of the secret in the catalogue -> placeholder.
     pub placeholders: Vec<(String, String)>,
@@ -133,7 +165,11 @@ pub struct Egress {
     pub methods: Vec<String>,
     /// Path patterns; none means every path.
     pub paths: Vec<String>,
-    /// Line of tiers.yaml.
+    /// Whether it may only read: GET and HEAD, no body, headers of a closed list.
+    pub read_only: bool,
+    /// Whether tiers.yaml does not say it: the rest of the floor, for a tier without an identity.
+    pub implicit: bool,
+    /// Line of tiers.yaml; where it is implicit, of the tier.
     pub line: usize,
 }
 
@@ -150,8 +186,11 @@ pub(super) fn tier(
     let name = name(&fields, report);
     let port = port(&fields, report);
     let identity = identity(&fields, report);
-    not_yet(&fields, report);
-    let image = image(&fields, default_image, world, report);
+    let runtime = runtime::runtime(&fields, report);
+    let build_sandbox = runtime::build_sandbox(&fields, runtime, report);
+    let mcp_port = runtime::mcp_port(&fields, report);
+    runtime::mcp_token_var(&fields, report);
+    let image = runtime::image(&fields, default_image, world, report);
     let before = report.problems.len();
     let servers = name.as_ref().map(|name| servers(&fields, name, base, world, sources, report)).unwrap_or_default();
     let complete = name.is_some() && report.problems.len() == before;
@@ -164,32 +203,7 @@ pub(super) fn tier(
         complete,
         secret_problem: &secret_problem,
     };
-    let credentials: Vec<Section<Credential>> = fields
-        .list("credentials", report)
-        .unwrap_or_default()
-        .iter()
-        .enumerate()
-        .filter_map(|(index, node)| credentials::credential(node, index, &around, report))
-        .collect();
-    if identity.is_none() && fields.node("credentials").is_some() {
-        let fix = "give the tier an identity (identity: <name>), or remove its credentials";
-        report.problem(fields.at("credentials"), "a tier with identity: null has no credentials", fix);
-    }
-    let egress = fields.node("egress").and_then(|node| credentials::egress(node, &around, report));
-    // Without all servers a rule may lack those it is for.
-    if let (Some(name), true) = (&name, complete) {
-        credentials::compile(name, &servers, &credentials, egress.as_ref(), report);
-    }
-    let credentials: Vec<Credential> = credentials.into_iter().map(|section| section.value).collect();
-    let egress = egress.map(|section| section.value);
-    if let Some(name) = &name
-        && egress.is_none()
-        && credentials.is_empty()
-        && fields.node("egress").is_none()
-    {
-        let fix = "add credentials or egress to let it reach a host";
-        report.remark(fields.at, format!("tier {name} reaches no host of the internet"), fix);
-    }
+    let (credentials, egress) = ways_out(&fields, name.as_ref(), identity.is_some(), &around, report);
     let tools = tools(&fields, &servers, complete, report);
     let commands = words(
         &fields,
@@ -198,20 +212,20 @@ pub(super) fn tier(
         "name each command by itself, like curl; no \"*\", no arguments",
         report,
     );
-    let auto_approve = words(
-        &fields,
-        "auto_approve",
-        is_tool,
-        "name each tool by itself, like shell or marvin__get_tasks; no \"*\"",
-        report,
-    );
-    let model = model(&fields, world, report);
+    let auto_approve = auto_approve(&fields, &servers, complete, report);
+    let channels = talk::channels(&fields, world, report);
+    let model = talk::model(&fields, world, report);
     let limits = limits(&fields, report);
     let no_proxy = no_proxy(&fields, report);
+    let (model, confidential) = model?;
     Some(Tier {
         background: fields.flag("background", false, report),
         workspace_unrestricted: fields.flag("workspace_unrestricted", false, report),
         block_high_risk: fields.flag("block_high_risk", true, report),
+        runtime,
+        build_sandbox,
+        mcp_port,
+        channels,
         name: name?,
         identity,
         port: port?,
@@ -222,11 +236,72 @@ pub(super) fn tier(
         credentials,
         egress,
         tools,
-        model: model?,
+        model,
+        confidential,
         limits,
         line: fields.at.line,
         servers,
     })
+}
+
+/// What may leave the tier: `credentials` and `egress`, and what is implied where they are not there.
+fn ways_out(
+    fields: &Fields<'_>,
+    name: Option<&TierName>,
+    has_identity: bool,
+    around: &Surroundings<'_>,
+    report: &mut Report<'_>,
+) -> (Vec<Credential>, Option<Egress>) {
+    let mut credentials: Vec<Section<Credential>> = fields
+        .list("credentials", report)
+        .unwrap_or_default()
+        .iter()
+        .enumerate()
+        .filter_map(|(index, node)| credentials::credential(node, index, around, report))
+        .collect();
+    let says_credentials = fields.node("credentials").is_some();
+    match (has_identity, says_credentials) {
+        (true, false) => credentials = implied::credentials(fields.at, around, report),
+        (false, true) => {
+            let fix = "give the tier an identity (identity: <name>), or remove its credentials";
+            report.problem(fields.at("credentials"), "a tier with identity: null has no credentials", fix);
+        }
+        (false, false) => implied::without_identity(fields.at, around.servers, report),
+        (true, true) => {}
+    }
+    let says_egress = fields.node("egress").is_some();
+    let egress = match (fields.node("egress"), name) {
+        (Some(node), _) => credentials::egress(node, around, report),
+        (None, Some(name)) if !has_identity => implied::egress(name, fields.at, around.floor, around.reserved, report),
+        (None, _) => None,
+    };
+    // Without all servers a rule may lack those it is for.
+    if let (Some(name), true) = (name, around.complete) {
+        credentials::compile(name, around.servers, &credentials, egress.as_ref(), report);
+    }
+    if let Some(name) = name
+        && credentials.is_empty()
+        && egress.as_ref().is_none_or(|section| section.value.hosts.is_empty())
+        && !says_egress
+    {
+        let fix = "add credentials or egress to let it reach a host";
+        report.remark(fields.at, format!("tier {name} reaches no host of the internet"), fix);
+    }
+    // A section that is explicitly empty means the same as none.
+    let egress = egress.map(|section| section.value).filter(|egress| !egress.hosts.is_empty());
+    (credentials.into_iter().map(|section| section.value).collect(), egress)
+}
+
+/// The tools that run unasked, as they stand in the file; what ZeroClaw calls them is for who renders its file.
+fn auto_approve(fields: &Fields<'_>, servers: &[Server], complete: bool, report: &mut Report<'_>) -> Vec<String> {
+    let fix = "name each tool by itself, like shell or marvin__get_tasks; no \"*\"";
+    let names = placed_words(fields, "auto_approve", is_tool, fix, report);
+    for (at, name) in &names {
+        if complete || !name.contains("__") {
+            toolset::remark(*at, name, servers, report);
+        }
+    }
+    names.into_iter().map(|(_, name)| name.to_owned()).collect()
 }
 
 fn name(fields: &Fields<'_>, report: &mut Report<'_>) -> Option<TierName> {
@@ -245,13 +320,7 @@ fn port(fields: &Fields<'_>, report: &mut Report<'_>) -> Option<u16> {
     if fields.node("port").is_none() {
         report.problem(fields.at, "this tier has no port", "add: port: <1024 to 65535>, where its dashboard will be");
     }
-    let (at, port) = fields.port("port", report)?;
-    report.remark(
-        at,
-        "dashboards are not served yet: nothing will listen on this port",
-        "talk to the tier with deploy/chat.sh",
-    );
-    Some(port)
+    fields.port("port", report).map(|(_, port)| port)
 }
 
 fn identity(fields: &Fields<'_>, report: &mut Report<'_>) -> Option<String> {
@@ -265,95 +334,6 @@ fn identity(fields: &Fields<'_>, report: &mut Report<'_>) -> Option<String> {
         );
     }
     fine.then(|| text.to_owned())
-}
-
-/// Fields of the older stack's file, and of what comes later, that have no effect yet. Doing without what was asked for
-/// could be less contained, or less working, than what the person believes: hence errors, not silence.
-fn not_yet(fields: &Fields<'_>, report: &mut Report<'_>) {
-    if let Some((at, runtime)) = fields.text("runtime", report) {
-        match runtime {
-            "native" => {}
-            "docker" => report.problem(
-                at,
-                "runtime: docker (the sandbox) is not supported yet",
-                "write runtime: native, or remove this tier for now",
-            ),
-            _ => report.problem(at, "this runtime does not exist", suggestion(runtime, ["native", "docker"])),
-        }
-    }
-    if fields.flag("build_sandbox", false, report) {
-        report.problem(fields.at("build_sandbox"), "build_sandbox: true is not supported yet", "remove it for now");
-    }
-    if fields.port("mcp_port", report).is_some() {
-        report.problem(
-            fields.at("mcp_port"),
-            "a page for MCP servers (mcp_port) is not supported yet",
-            "remove it for now",
-        );
-    }
-    if fields.node("channels").is_some() {
-        report.problem(
-            fields.at("channels"),
-            "channels other than the terminal are not supported yet",
-            "remove it for now; use deploy/chat.sh",
-        );
-    }
-    if let Some((at, _)) = fields.text("mcp_token_var", report) {
-        report.remark(
-            at,
-            "mcp_token_var is no longer read: tier-supervisor makes the token itself",
-            "remove it, here and in .env",
-        );
-    }
-}
-
-fn image(
-    fields: &Fields<'_>,
-    default_image: Option<(At, &str)>,
-    world: &World<'_>,
-    report: &mut Report<'_>,
-) -> Option<String> {
-    const OURS: &str = "zeroclaw";
-    if fields.node("image").is_some() {
-        let (at, image) = fields.text("image", report)?;
-        return known_image(at, image, world, report);
-    }
-    let Some((at, image)) = default_image else { return Some(OURS.to_owned()) };
-    known_image(at, image, world, report)
-}
-
-fn known_image(at: At, image: &str, world: &World<'_>, report: &mut Report<'_>) -> Option<String> {
-    let (major, minor, patch) = version::ZEROCLAW;
-    if version::of_image(image).is_some_and(|version| version < version::ZEROCLAW) {
-        let what = format!("this image is older than ZeroClaw {major}.{minor}.{patch}, which is used in its place");
-        report.remark(at, what, "remove the line to use what the stack brings");
-        return Some("zeroclaw".to_owned());
-    }
-    if world.images.reference(image).is_some() {
-        return Some(image.to_owned());
-    }
-    report.problem(
-        at,
-        "this image is not on this machine",
-        "remove the line to use the ZeroClaw that the stack brings",
-    );
-    None
-}
-
-fn model(fields: &Fields<'_>, world: &World<'_>, report: &mut Report<'_>) -> Option<String> {
-    let names = || world.models.iter().map(|name| name.as_str());
-    let default = || names().find(|name| *name == "assistant").or_else(|| names().next()).map(ToOwned::to_owned);
-    let Some(node) = fields.node("model") else { return default() };
-    let section = Fields::of(node, "\"model\"", &["name"], report)?;
-    if section.node("name").is_none() {
-        return default();
-    }
-    let (at, name) = section.text("name", report)?;
-    if names().any(|known| known == name) {
-        return Some(name.to_owned());
-    }
-    report.problem(at, "there is no such model", suggestion(name, names()));
-    None
 }
 
 fn no_proxy(fields: &Fields<'_>, report: &mut Report<'_>) -> Vec<String> {

@@ -1,20 +1,33 @@
 //! tiers.yaml as a whole: what tiers share and must not share.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use assistant_proto::config::Mode;
 use assistant_proto::name::SecretName;
 
 use super::allowlist::{Allowlist, HostPattern};
+use super::catalog;
+use super::env_import;
+use super::hosts;
 use super::images::Images;
 use super::problem::{At, Problem, Problems, Report};
+use super::route::ModelSettings;
 use super::settings::Settings;
 use super::tier::{Server, Tier, tier};
 use super::tree::{self, Fields};
 use crate::files::{self, FileError};
 use crate::tokens::SQUID_MODELS_USER;
 
-/// Loopback ports that the stack itself uses.
-const OWN_PORTS: [(u16, &str); 1] = [(assistant_proto::config::NATS_PORT, "the gate of NATS")];
+/// Loopback ports of the stack's own gates.
+const OWN_PORTS: [(u16, &str); 4] = [
+    (assistant_proto::config::NATS_PORT, "the gate of NATS"),
+    (assistant_proto::config::JAEGER_PORT, "the gate of Jaeger"),
+    (3030, "the gate of Grafana"),
+    (10254, "the gate of the vault page"),
+];
+
+/// Users of the stack's services at Squid, beside that of the models: a tier of such a name would be one of them.
+const RESERVED_NAMES: [&str; 3] = ["tee", "channels", "telemetry"];
 
 /// More tiers than any machine runs; bounds the work of a wrong file.
 const MOST_TIERS: usize = 100;
@@ -88,7 +101,6 @@ pub(super) struct World<'a> {
     pub(super) images: &'a Images,
     pub(super) floor: &'a Allowlist,
     pub(super) reserved: &'a [HostPattern],
-    pub(super) models: &'a [String],
 }
 
 impl World<'_> {
@@ -100,7 +112,18 @@ impl World<'_> {
             SecretState::Present => None,
             SecretState::Absent => Some((
                 format!("secret {name} is missing"),
-                format!("put it there, it is read from standard input: sudo install -m 600 /dev/stdin {path}"),
+                match env_import::variable_of(name) {
+                    _ if self.settings.mode == Mode::Drill => {
+                        "run deploy/up.sh --drill again, which makes it".to_owned()
+                    }
+                    Some(variable) => format!(
+                        "write {variable}=<value> into .env and run deploy/up.sh again, or put it there, it is read from \
+                         standard input: sudo install -m 600 /dev/stdin {path}"
+                    ),
+                    None => {
+                        format!("put it there, it is read from standard input: sudo install -m 600 /dev/stdin {path}")
+                    }
+                },
             )),
             SecretState::Unusable(why) => Some((
                 format!("secret {name} cannot be used: {why}"),
@@ -129,9 +152,11 @@ impl Tiers {
         let floor_name = settings.allowlist_file.display().to_string();
         let start = At { line: 1, column: 1 };
 
+        let mut reserved = hosts::reserved();
+        reserved.extend(settings.model.iter().filter_map(ModelSettings::host).map(HostPattern::Exact));
         let mut report = Report { file: &floor_name, problems: &mut problems, remarks: &mut remarks };
         let floor = match sources.read(&settings.allowlist_file) {
-            Ok(text) => Allowlist::parse(&text, &mut report),
+            Ok(text) => Allowlist::parse(&text, &reserved, &mut report),
             Err(error) => {
                 report.problem(start, error.to_string(), "restore it; an empty file denies everything");
                 Allowlist::default()
@@ -140,9 +165,7 @@ impl Tiers {
         let mut report = report.for_file(&tiers_name);
         let tiers = match sources.read(&settings.tiers_file) {
             Ok(text) => tree::parse(&text, &mut report).and_then(|node| {
-                let reserved: Vec<HostPattern> = settings.model.host().map(HostPattern::Exact).into_iter().collect();
-                let models: Vec<String> = settings.model.models.keys().cloned().collect();
-                let world = World { settings, images, floor: &floor, reserved: &reserved, models: &models };
+                let world = World { settings, images, floor: &floor, reserved: &reserved };
                 let base = settings.tiers_file.parent().unwrap_or(Path::new("/"));
                 walk(&node, base, &world, sources, &mut report)
             }),
@@ -163,6 +186,41 @@ impl Tiers {
             _ => Err(Problems(problems)),
         }
     }
+}
+
+/// Every remark on the files that a supervisor.json names; none where they have problems.
+#[must_use]
+pub fn remarks(settings_file: &Path) -> Vec<String> {
+    let Ok(settings) = Settings::load(settings_file) else { return Vec::new() };
+    let Ok(images) = Images::load(&settings.images_file) else { return Vec::new() };
+    let remarks = Tiers::load(&settings, &images).map(|tiers| tiers.remarks).unwrap_or_default();
+    remarks.iter().map(ToString::to_string).collect()
+}
+
+/// Images that the enabled MCP servers of a tiers.yaml name, each once. For `up.sh`, which looks for them on this machine
+/// before images.json, and so everything else, can be checked: what cannot be read is left out.
+#[must_use]
+pub fn catalogue_images(tiers_file: &Path) -> Vec<String> {
+    let (mut problems, mut remarks) = (Vec::new(), Vec::new());
+    let mut report = Report { file: "", problems: &mut problems, remarks: &mut remarks };
+    let Some(node) = files::read_text(tiers_file).ok().and_then(|text| tree::parse(&text, &mut report)) else {
+        return Vec::new();
+    };
+    let base = tiers_file.parent().unwrap_or(Path::new("/"));
+    let mut images: Vec<String> = Vec::new();
+    let tiers = Fields::open(&node, "", &mut report).and_then(|fields| fields.list("tiers", &mut report));
+    for node in tiers.unwrap_or_default().iter().take(MOST_TIERS) {
+        let Some(fields) = Fields::open(node, "", &mut report).filter(|fields| fields.is_true("mcp")) else { continue };
+        let named = fields.text("mcp_dir", &mut report).map(|(_, text)| PathBuf::from(text));
+        let default = fields.text("name", &mut report).map(|(_, name)| catalog::default_directory(name));
+        let Some(directory) = named.or(default) else { continue };
+        for image in catalog::images(&base.join(directory)) {
+            if !images.contains(&image) {
+                images.push(image);
+            }
+        }
+    }
+    images
 }
 
 fn walk(
@@ -234,7 +292,7 @@ fn unique(node: &tree::Node, ports: &mut Vec<(u16, String)>, names: &mut Vec<Str
         })
         .filter(|(_, text)| text.parse::<assistant_proto::name::TierName>().is_ok());
     if let Some((at, name)) = tier {
-        if name == SQUID_MODELS_USER {
+        if name == SQUID_MODELS_USER || RESERVED_NAMES.contains(&name.as_str()) {
             report.problem(at, format!("\"{name}\" is the name of a service's user at Squid"), "rename the tier");
         }
         if names.contains(name) {

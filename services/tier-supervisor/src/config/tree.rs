@@ -197,6 +197,11 @@ impl<'n> Fields<'n> {
         }
     }
 
+    /// Whether a field is there and true, without a word when it is something else.
+    pub(super) fn is_true(&self, name: &str) -> bool {
+        self.node(name).is_some_and(|node| matches!(node.value, Value::Bool(true)))
+    }
+
     pub(super) fn port(&self, name: &str, report: &mut Report<'_>) -> Option<(At, u16)> {
         let node = self.node(name)?;
         match node.value {
@@ -222,8 +227,19 @@ impl<'n> Fields<'n> {
         }
     }
 
-    /// A list of texts; empty where it is absent.
+    /// A list of texts in which each stands once; empty where it is absent.
     pub(super) fn texts(&self, name: &str, report: &mut Report<'_>) -> Vec<(At, &'n str)> {
+        let texts = self.words(name, report);
+        for (index, (at, text)) in texts.iter().enumerate() {
+            if texts.iter().take(index).any(|(_, earlier)| earlier == text) {
+                report.problem(*at, format!("\"{name}\" has this item twice"), "keep one");
+            }
+        }
+        texts
+    }
+
+    /// A list of texts in which one may stand again; empty where it is absent.
+    pub(super) fn words(&self, name: &str, report: &mut Report<'_>) -> Vec<(At, &'n str)> {
         let Some(node) = self.node(name) else { return Vec::new() };
         let Some(items) = self.list(name, report) else { return Vec::new() };
         let mut texts = Vec::new();
@@ -234,11 +250,6 @@ impl<'n> Fields<'n> {
                     let fix = "write each item as text, in quotes where needed";
                     report.problem(item.at, format!("an item of \"{name}\" is {}", item.kind()), fix);
                 }
-            }
-        }
-        for (index, (at, text)) in texts.iter().enumerate() {
-            if texts.iter().take(index).any(|(_, earlier)| earlier == text) {
-                report.problem(*at, format!("\"{name}\" has this item twice"), "keep one");
             }
         }
         if texts.len() > 1_000 {

@@ -5,9 +5,9 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use assistant_proto::config::NATS_PORT;
 
 use super::containers::{self, Parts};
-use super::{Desired, DesiredError, Gate, GateKind, NetworkKind, NetworkSpec, TierSummary, flows};
+use super::{Desired, DesiredError, Gate, GateKind, NetworkKind, NetworkSpec, TierSummary, flows, outward};
 use crate::addresses::{self, Addresses, BUS, EGRESS, FIXED_NETWORKS, HOST_NATS, MODELS, TELEMETRY, TRANSIT};
-use crate::config::{Images, Settings, Tiers};
+use crate::config::{Endpoint, EndpointHost, Images, Scheme, Settings, Tiers};
 use crate::prepare::Material;
 
 /// The desired state for these inputs. Pure: equal inputs give equal values, down to the bytes of every rendered file.
@@ -39,6 +39,8 @@ pub fn desired(
         .map(|tier| TierSummary {
             name: tier.name.clone(),
             identity: tier.identity.clone(),
+            model: tier.model.clone(),
+            confidential: tier.confidential,
             containers: containers
                 .iter()
                 .filter(|container| container.tier.as_ref() == Some(&tier.name))
@@ -54,9 +56,36 @@ pub fn desired(
         flows,
         gates,
         tiers,
+        remarks: remarks(&parts),
         dns_servers: settings.dns_servers.clone(),
+        exits: outward::exits(&parts),
         drill_table: settings.drill_table,
     })
+}
+
+/// What the files' own checks found worth saying, and what only the machine shows.
+fn remarks(parts: &Parts<'_>) -> Vec<String> {
+    let mut remarks: Vec<String> = parts.config.remarks.iter().map(ToString::to_string).collect();
+    if parts.settings.tee.is_some() && !outward::has_tee(parts) {
+        remarks.push(format!(
+            "PrivateMode is configured, but the image \"{}\" of its proxy is not on this machine: confidential tiers have no \
+             model; run deploy/up.sh where it can be pulled",
+            outward::TEE_IMAGE
+        ));
+    }
+    for (_, reach) in outward::reaches(parts) {
+        let outward::Reach::Endpoint(Endpoint { scheme: Scheme::Http, host: EndpointHost::Name(name), .. }) = reach
+        else {
+            continue;
+        };
+        if parts.material.home.get(&name).is_none_or(Vec::is_empty) {
+            remarks.push(format!(
+                "{name} has no address on your network, and plain http goes nowhere else: nothing can reach it; write its \
+                 address in place of its name, or use https"
+            ));
+        }
+    }
+    remarks
 }
 
 fn networks(parts: &Parts<'_>) -> Result<Vec<NetworkSpec>, DesiredError> {

@@ -2,6 +2,8 @@
 
 mod doors;
 mod infrastructure;
+pub(crate) mod models;
+mod sandbox;
 mod tiers;
 
 use std::net::Ipv4Addr;
@@ -11,8 +13,8 @@ use assistant_proto::config::{Bus, Common, NATS_PORT, OTLP_PORT, Telemetry};
 use assistant_proto::name::{PrincipalName, ServerName, TierName};
 
 use super::{
-    ASSISTANT_GID, Attachment, ContainerSpec, Content, ControlDirectory, DesiredError, EnvVar, Limits, LogCap, Mount,
-    MountSource, Ready, RenderedFile, Role, SILENT_RESOLVER, VolumeSpec,
+    ASSISTANT_GID, Attachment, Confinement, ContainerSpec, Content, ControlDirectory, DesiredError, EnvVar, Limits,
+    LogCap, Mount, MountSource, Ready, RenderedFile, Role, SILENT_RESOLVER, VolumeSpec,
 };
 use crate::addresses::{Addresses, BUS, HOST_COLLECTOR, HOST_NATS, TELEMETRY};
 use crate::config::{Images, Settings, Tiers};
@@ -45,10 +47,22 @@ pub(super) fn all(parts: &Parts<'_>) -> Result<(Vec<ContainerSpec>, Vec<VolumeSp
     }
     made.add(doors::egress_auditor(parts)?);
     made.add(infrastructure::squid(parts)?);
+    // Early, since they take long to start; nobody waits for them.
+    for container in models::all(parts)? {
+        made.add(container);
+    }
+    if parts.settings.otlp {
+        for container in infrastructure::dashboards(parts)? {
+            made.add(container);
+        }
+    }
     made.add(doors::secret_broker(parts)?);
     for tier in &parts.config.tiers {
         for server in &tier.servers {
             made.add(tiers::mcp_server(parts, tier, server)?);
+        }
+        for container in sandbox::all(parts, tier)? {
+            made.add(container);
         }
         made.add(tiers::agent(parts, tier)?);
     }
@@ -123,7 +137,7 @@ impl Parts<'_> {
     }
 
     fn image(&self, name: &'static str) -> Result<String, DesiredError> {
-        self.images.reference(name).map(ToOwned::to_owned).ok_or(DesiredError::Missing { what: "an image" })
+        self.images.reference(name).map(ToOwned::to_owned).ok_or(DesiredError::NoImage { name })
     }
 
     fn volume(&self, what: &str) -> String {
@@ -151,6 +165,7 @@ impl Parts<'_> {
                 ("net.ipv6.conf.all.disable_ipv6".to_owned(), "1".to_owned()),
             ],
             cap_add: Vec::new(),
+            confinement: Confinement::Standard,
             limits,
             log: LogCap { max_size_bytes: 10 * MIB, max_files: 3 },
             ready: Ready::Running,
@@ -203,6 +218,14 @@ impl Parts<'_> {
         let path = self.settings.render_dir(&spec.name).join("etc").join(name);
         let (uid, gid) = (spec.uid, spec.gid);
         spec.files.push(RenderedFile { path, uid, gid, mode: 0o400, content: content.into(), secret: true });
+    }
+
+    /// PEM files of roots for TLS beyond the stack, where supervisor.json names some.
+    fn roots(&self, spec: &mut ContainerSpec) {
+        for (index, (source, sha256)) in self.material.upstream_roots.iter().enumerate() {
+            let content = Content::CopyOf { source: source.clone(), sha256: sha256.clone() };
+            self.public(spec, &format!("roots/{index}.pem"), content);
+        }
     }
 
     /// A volume of the container's own, mounted for writing.

@@ -3,12 +3,13 @@
 //! Every connection that architecture.md names has one line here, and there is no other place that adds one.
 
 use assistant_proto::config::{
-    DNS_PORT, GATEWAY_PORT, JAEGER_PORT, MCP_PORT, MODELS_PORT, NATS_PORT, OTLP_PORT, PROXY_PORT, SQUID_FEED_PORT,
-    SQUID_PORT,
+    Confidentiality, DNS_PORT, GATEWAY_PORT, GRAFANA_PORT, JAEGER_PORT, LITELLM_PORT, MCP_PORT, METRICS_PORT,
+    MODELS_PORT, NATS_PORT, OTLP_PORT, PROMETHEUS_PORT, PROXY_PORT, SQUID_FEED_PORT, SQUID_PORT,
 };
 
+use super::containers::models::TEE_PORT;
 use super::{ContainerSpec, Flow, Peer, Protocol, Role};
-use crate::addresses::{BUS, TELEMETRY, TRANSIT};
+use crate::addresses::{BUS, MODELS, TELEMETRY, TRANSIT};
 
 /// Every flow between the given containers, sorted. Ends that are not there have no flows.
 pub(super) fn flows(containers: &[ContainerSpec]) -> Vec<Flow> {
@@ -27,12 +28,30 @@ pub(super) fn flows(containers: &[ContainerSpec]) -> Vec<Flow> {
     table.vm_to(jaeger, TELEMETRY, JAEGER_PORT);
     table.tcp(auditor, jaeger, TELEMETRY, JAEGER_PORT);
     table.tcp(collector, jaeger, TELEMETRY, OTLP_PORT);
-    table.tcp(broker, squid, TRANSIT, SQUID_PORT);
-    table.tcp(bridge, squid, TRANSIT, SQUID_PORT);
+    let (prometheus, grafana) = (of(&Role::Prometheus), of(&Role::Grafana));
+    table.tcp(prometheus, collector, TELEMETRY, METRICS_PORT);
+    table.tcp(grafana, prometheus, TELEMETRY, PROMETHEUS_PORT);
+    table.tcp(grafana, jaeger, TELEMETRY, JAEGER_PORT);
+    table.vm_to(grafana, TELEMETRY, GRAFANA_PORT);
+
+    let (open, tee) = (of(&Role::LiteLlm(Confidentiality::None)), of(&Role::TeeProxy));
+    let confidential = of(&Role::LiteLlm(Confidentiality::Required));
+    for litellm in [open, confidential] {
+        table.tcp(broker, litellm, MODELS, LITELLM_PORT);
+    }
+    // The confidential one has no other way than through the proxy that verifies.
+    table.tcp(confidential, tee, MODELS, TEE_PORT);
+
+    // Who is on transit has a way out to ask for; channel-bridge and the collector are there only where they need one.
+    for client in [broker, open, tee, bridge, collector].into_iter().flatten() {
+        if client.address_on(TRANSIT).is_some() {
+            table.tcp(Some(client), squid, TRANSIT, SQUID_PORT);
+        }
+    }
     table.tcp(squid, auditor, TRANSIT, SQUID_FEED_PORT);
 
     for container in containers {
-        // A tier's container is on exactly one network.
+        // A tier's container is on exactly one network, or on none: a sandbox, and its filter.
         let Some(network) = container.networks.first().map(|attachment| attachment.network.as_str()) else { continue };
         let me = Some(container);
         match container.role {
@@ -54,7 +73,13 @@ pub(super) fn flows(containers: &[ContainerSpec]) -> Vec<Flow> {
             | Role::EgressAuditor
             | Role::Squid
             | Role::SecretBroker
-            | Role::ChannelBridge => {}
+            | Role::ChannelBridge
+            | Role::LiteLlm(_)
+            | Role::TeeProxy
+            | Role::Sandbox
+            | Role::SandboxFilter
+            | Role::Prometheus
+            | Role::Grafana => {}
         }
     }
     table.0.sort();

@@ -2,12 +2,14 @@
 
 use aws_lc_rs::digest::{Context, SHA256};
 
-use super::{ContainerSpec, Content, MountSource, Ready};
+use super::{Confinement, ContainerSpec, Content, MountSource, Ready};
 
 /// Part of every hash. Raised when the engine begins to create containers differently from equal specifications.
 const FORMAT: u64 = 1;
 /// Part of every hash, too: a container lives with the system calls that it was made with.
 const SYSTEM_CALLS: &str = include_str!("../engine/docker/seccomp.json");
+/// The same for a rootless daemon.
+const ROOTLESS_SYSTEM_CALLS: &str = include_str!("../engine/docker/seccomp-rootless.json");
 
 /// Feeds values with their length and a field name, so that no two different specifications feed the same bytes.
 struct Feed(Context);
@@ -65,6 +67,7 @@ pub(super) fn spec_hash(spec: &ContainerSpec) -> String {
         dns,
         sysctls,
         cap_add,
+        confinement,
         limits,
         log,
         ready,
@@ -75,7 +78,10 @@ pub(super) fn spec_hash(spec: &ContainerSpec) -> String {
     } = spec;
     let mut feed = Feed(Context::new(&SHA256));
     feed.number("format", FORMAT);
-    feed.text("system calls", SYSTEM_CALLS);
+    match confinement {
+        Confinement::Standard => feed.text("system calls", SYSTEM_CALLS),
+        Confinement::RootlessDaemon => feed.text("rootless daemon", ROOTLESS_SYSTEM_CALLS),
+    }
     feed.text("name", name);
     feed.text("role", role.as_str());
     feed.text("tier", tier.as_ref().map_or("", |tier| tier.as_str()));

@@ -19,10 +19,10 @@ use bollard::query_parameters::{
     RemoveContainerOptionsBuilder, RemoveVolumeOptionsBuilder, StartContainerOptions, StopContainerOptionsBuilder,
 };
 use futures::{StreamExt, TryStreamExt};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, mpsc};
 
 use self::fault::{Subject, understood};
-use super::{Engine, EngineError, Inventory};
+use super::{Engine, EngineError, Inventory, LogLine};
 use crate::desired::{ContainerSpec, NetworkSpec, VolumeSpec};
 
 /// Where Docker listens unless somebody moved it.
@@ -283,6 +283,39 @@ impl Engine for Docker {
             })
             .await?;
         Ok(String::from_utf8_lossy(&bytes).lines().map(str::to_owned).collect())
+    }
+
+    async fn follow_log(&self, id: &str, since: u64, lines: &mpsc::Sender<LogLine>) -> Result<(), EngineError> {
+        let what = format!("follow the log of container {id}");
+        let client = self.client().await?;
+        let options = LogsOptionsBuilder::new()
+            .stdout(true)
+            .stderr(false)
+            .follow(true)
+            .timestamps(true)
+            .since(i32::try_from(since).unwrap_or(i32::MAX))
+            .tail("all")
+            .build();
+        let mut output = std::pin::pin!(client.logs(id, Some(options)));
+        while let Some(part) = output.next().await {
+            match part {
+                Ok(part) => {
+                    // A line that is not understood has no time: it cannot be told from one that was read.
+                    let Some(line) = inventory::log_line(part.as_ref()) else { continue };
+                    if lines.send(line).await.is_err() {
+                        return Ok(());
+                    }
+                }
+                Err(error) => {
+                    let error = understood(&self.socket, &what, Subject::Existing("the container"), error);
+                    if error.is_unavailable() {
+                        *self.client.lock().await = None;
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
     }
 
     async fn watch(&self, notify: impl Fn() + Send) -> Result<(), EngineError> {

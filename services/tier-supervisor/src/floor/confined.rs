@@ -3,7 +3,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crate::desired::ContainerSpec;
+use crate::desired::{Confinement, ContainerSpec};
 
 /// Reads, after having shown itself that it is not blind.
 #[derive(Debug)]
@@ -96,16 +96,28 @@ impl Reader {
     }
 }
 
+/// Bits of the capabilities that a specification may name (capability.h of Linux). One that is not here counts as none.
+const CAPABILITIES: [(&str, u64); 2] = [("SETGID", 1 << 6), ("SETUID", 1 << 7)];
+
 fn of_status(spec: &ContainerSpec, status: &Status) -> Vec<String> {
     let mut problems = Vec::new();
+    let given = CAPABILITIES
+        .iter()
+        .filter(|(name, _)| spec.cap_add.iter().any(|given| given == name))
+        .fold(0, |set, (_, bit)| set | bit);
     match status.capabilities {
-        // It may have no more than it was given, whichever they are.
-        Some(had) if had.count_ones() <= u32::try_from(spec.cap_add.len()).unwrap_or(0) => {}
+        // It may have none beside those it was given.
+        Some(had) if had & !given == 0 => {}
         Some(had) => problems.push(format!("it has or could gain capabilities ({had:#x})")),
         None => problems.push("its capabilities are not to be seen".to_owned()),
     }
-    if !status.no_new_privileges {
-        problems.push("it may gain privileges".to_owned());
+    match spec.confinement {
+        Confinement::Standard if !status.no_new_privileges => problems.push("it may gain privileges".to_owned()),
+        // Whoever is confined less must reach nobody.
+        Confinement::RootlessDaemon if !spec.networks.is_empty() => {
+            problems.push("it is confined less than others, and is on a network".to_owned());
+        }
+        Confinement::Standard | Confinement::RootlessDaemon => {}
     }
     if !status.filtered {
         problems.push("its system calls are not filtered".to_owned());
@@ -181,6 +193,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
     use super::*;
+    use crate::plan::samples;
 
     const CONFINED: &str = "Name:\tzeroclaw\nUid:\t65534\t65534\t65534\t65534\nCapInh:\t0000000000000000\n\
         CapPrm:\t0000000000000000\nCapEff:\t0000000000000000\nCapBnd:\t0000000000000000\nCapAmb:\t0000000000000000\n\
@@ -204,6 +217,26 @@ mod tests {
         }
         assert_eq!(status("").capabilities, None);
         assert_eq!(status("CapEff:\tx\n").capabilities, Some(u64::MAX));
+    }
+
+    #[test]
+    fn a_rootless_daemon_may_gain_two_capabilities_and_nobody_else_any() {
+        let mut spec = samples::desired().containers[3].clone();
+        spec.uid = 65_534;
+        let bounded = CONFINED.replace("CapBnd:\t0000000000000000", "CapBnd:\t00000000000000c0");
+        let daemon = status(&bounded.replace("NoNewPrivs:\t1", "NoNewPrivs:\t0"));
+        assert_eq!(of_status(&spec, &status(CONFINED)), Vec::<String>::new());
+        assert_eq!(of_status(&spec, &daemon).len(), 2, "capabilities, and privileges that can be gained");
+        spec.cap_add = vec!["SETUID".to_owned(), "SETGID".to_owned()];
+        assert_eq!(of_status(&spec, &daemon).len(), 1, "two capabilities do not make a daemon");
+        spec.confinement = Confinement::RootlessDaemon;
+        assert_eq!(of_status(&spec, &daemon), ["it is confined less than others, and is on a network"]);
+        spec.networks.clear();
+        assert_eq!(of_status(&spec, &daemon), Vec::<String>::new());
+        let more = status(&bounded.replace("00c0", "20c0").replace("NoNewPrivs:\t1", "NoNewPrivs:\t0"));
+        assert_eq!(of_status(&spec, &more).len(), 1, "CAP_NET_RAW is not among them");
+        let unfiltered = status(&bounded.replace("Seccomp:\t2", "Seccomp:\t0"));
+        assert_eq!(of_status(&spec, &unfiltered), ["its system calls are not filtered"]);
     }
 
     #[test]

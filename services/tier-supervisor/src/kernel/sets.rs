@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use super::NOBODYS;
-use crate::desired::{Desired, Flow, Ipv4Cidr, NetworkKind, NetworkSpec, Peer, Protocol};
+use crate::desired::{Desired, Exit, Flow, Ipv4Cidr, NetworkKind, NetworkSpec, Peer, Protocol};
 use crate::netns::NOBODY;
 
 /// Where a running container's interface is plugged into a bridge of ours, seen from the VM.
@@ -45,6 +45,9 @@ const PRIVATE: [(Ipv4Addr, u8); 14] = [
     (Ipv4Addr::new(224, 0, 0, 0), 3),
 ];
 
+/// Squid may connect to this port of every public address.
+const TLS_PORT: u16 = 443;
+
 /// Elements, each spelled as nft reads it.
 type Elements = BTreeSet<String>;
 
@@ -76,6 +79,8 @@ pub(super) struct Sets {
     pub(super) vm_udp_answers: Elements,
     pub(super) exits: Elements,
     pub(super) exits_by_bridge: Elements,
+    pub(super) exit_ports: Elements,
+    pub(super) endpoints: Elements,
     pub(super) dns: Elements,
     pub(super) private: Elements,
 }
@@ -99,6 +104,15 @@ impl Sets {
         }
         sets.dns.extend(desired.dns_servers.iter().map(Ipv4Addr::to_string));
         sets.private.extend(private(desired));
+        sets.exit_ports.insert(TLS_PORT.to_string());
+        for exit in &desired.exits {
+            match exit {
+                Exit::Port(port) => sets.exit_ports.insert(port.to_string()),
+                // One that is ours is no machine of a local network.
+                Exit::Address(at) if desired.networks.iter().any(|network| network.subnet.contains(*at.ip())) => false,
+                Exit::Address(at) => sets.endpoints.insert(format!("{} . {}", at.ip(), at.port())),
+            };
+        }
 
         let known = known(desired, ports);
         for port in known.values() {

@@ -49,6 +49,8 @@ pub fn ruleset(desired: &Desired, ports: &[ContainerPort]) -> Ruleset {
     bridge.set("vm_tcp_answers", "ipv4_addr . ipv4_addr . inet_service", &sets.vm_tcp_answers);
     bridge.set("vm_udp_answers", "ipv4_addr . ipv4_addr . inet_service", &sets.vm_udp_answers);
     bridge.set("exits", "ipv4_addr", &sets.exits);
+    bridge.set("exit_ports", "inet_service", &sets.exit_ports);
+    bridge.set("endpoints", "ipv4_addr . inet_service", &sets.endpoints);
     bridge.set("dns", "ipv4_addr", &sets.dns);
     bridge.intervals("private", &sets.private);
     script.push_str(&bridge.with_chains(BRIDGE_CHAINS));
@@ -61,6 +63,8 @@ pub fn ruleset(desired: &Desired, ports: &[ContainerPort]) -> Ruleset {
     inet.set("vm_tcp", "ifname . ipv4_addr . inet_service", &sets.vm_tcp);
     inet.set("vm_udp", "ifname . ipv4_addr . inet_service", &sets.vm_udp);
     inet.set("exits", "ifname . ipv4_addr", &sets.exits_by_bridge);
+    inet.set("exit_ports", "inet_service", &sets.exit_ports);
+    inet.set("endpoints", "ipv4_addr . inet_service", &sets.endpoints);
     inet.set("dns", "ipv4_addr", &sets.dns);
     inet.intervals("private", &sets.private);
     // If the drill's veth goes, its routes go with it; without this rule a drill would then speak to the real internet.

@@ -2,14 +2,15 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
-use assistant_proto::config::Mode;
+use assistant_proto::config::{Confidentiality, Mode};
 use assistant_proto::name::TierName;
 
 use crate::desired::{
-    Attachment, ContainerSpec, Content, Desired, Limits, LogCap, Mount, MountSource, NetworkKind, NetworkSpec, Ready,
-    RenderedFile, Role, TierSummary, VolumeSpec,
+    Attachment, Confinement, ContainerSpec, Content, Desired, Limits, LogCap, Mount, MountSource, NetworkKind,
+    NetworkSpec, Ready, RenderedFile, Role, TierSummary, VolumeSpec,
 };
 
 pub(crate) fn tier() -> TierName {
@@ -66,6 +67,7 @@ pub(crate) fn container(
         dns: None,
         sysctls: Vec::new(),
         cap_add: Vec::new(),
+        confinement: Confinement::Standard,
         limits: Limits { memory_bytes: 64 << 20, pids: 64, nano_cpus: 1_000_000_000 },
         log: LogCap { max_size_bytes: 10 << 20, max_files: 3 },
         ready: Ready::Running,
@@ -130,8 +132,16 @@ pub(crate) fn desired() -> Desired {
         ],
         flows: Vec::new(),
         gates: Vec::new(),
-        tiers: vec![TierSummary { name: tier(), identity: None, containers: vec!["zeroclaw-tasks".to_owned()] }],
+        tiers: vec![TierSummary {
+            name: tier(),
+            identity: None,
+            model: "assistant".to_owned(),
+            confidential: Confidentiality::None,
+            containers: vec!["zeroclaw-tasks".to_owned()],
+        }],
+        remarks: Vec::new(),
         dns_servers: Vec::new(),
+        exits: BTreeSet::new(),
         drill_table: Some(8787),
     }
 }

@@ -115,8 +115,8 @@ pub enum Weight {
     Wall,
     /// A part of the stack that others need.
     Stack,
-    /// A part of one tier: other tiers go on.
-    Tier,
+    /// A part of one tier, or one that nothing else needs to start: the others go on.
+    Part,
 }
 
 impl Action {
@@ -195,7 +195,7 @@ impl Action {
             Self::CreateVolume { name } | Self::OwnVolume { name } => {
                 match desired.volumes.iter().find(|volume| &volume.name == name).and_then(|volume| volume.tier.as_ref())
                 {
-                    Some(_) => Weight::Tier,
+                    Some(_) => Weight::Part,
                     None => Weight::Stack,
                 }
             }
@@ -205,12 +205,10 @@ impl Action {
             | Self::StartContainer { name }
             | Self::AdoptContainer { name }
             | Self::AwaitReady { name }
-            | Self::RotateLog { name, .. } => {
-                match desired.container(name).and_then(|container| container.tier.as_ref()) {
-                    Some(_) => Weight::Tier,
-                    None => Weight::Stack,
-                }
-            }
+            | Self::RotateLog { name, .. } => match desired.container(name) {
+                Some(spec) if spec.tier.is_some() || !spec.role.holds_up_others() => Weight::Part,
+                Some(_) | None => Weight::Stack,
+            },
         }
     }
 

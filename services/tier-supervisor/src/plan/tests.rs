@@ -357,3 +357,35 @@ pub(super) fn foreign(name: &str, networks: &[(&str, &str)]) -> Container {
         image: "x".to_owned(),
     }
 }
+
+#[test]
+fn a_container_on_no_network_is_made_once_and_kept_off_networks() {
+    let mut desired = samples::desired();
+    desired.containers.push(samples::container(
+        "sandbox-tasks",
+        crate::desired::Role::Sandbox,
+        Some(samples::tier()),
+        "sandbox:1",
+        &[],
+        Some("assistant-drill-sandbox-tasks"),
+    ));
+    desired.volumes.push(samples::volume("assistant-drill-sandbox-tasks", Some(samples::tier())));
+    let mut fresh = 0;
+    let mut observed = up(&desired, &mut fresh);
+    assert!(plan(&desired, &observed, now()).is_settled());
+    let sandbox = observed.containers.iter_mut().find(|found| found.name == "sandbox-tasks").unwrap();
+    assert!(sandbox.networks.is_empty() && sandbox.state.is_running());
+    // Somebody plugs it in: it is unplugged, and goes on running.
+    let network = observed.networks.iter().find(|network| network.name == "assistant-tier-tasks").unwrap();
+    let endpoint = Endpoint { network_id: network.id.clone(), address: Some([10, 87, 16, 99].into()) };
+    sandbox.networks.insert("assistant-tier-tasks".to_owned(), endpoint);
+    let second = plan(&desired, &observed, now());
+    assert!(
+        matches!(&second.steps[0].action, Action::Detach { container, foreign: false, .. } if container == "sandbox-tasks"),
+        "{:?}",
+        actions(&second)
+    );
+    assert!(!second.steps.iter().any(|step| matches!(step.action, Action::StopContainer { .. })));
+    apply(&desired, &mut observed, &second, &mut fresh);
+    assert!(plan(&desired, &observed, now()).is_settled());
+}

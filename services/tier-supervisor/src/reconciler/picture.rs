@@ -26,6 +26,8 @@ pub struct Picture {
     pub progress: Option<Progress>,
     /// What stops convergence, and what to do.
     pub problem: Option<String>,
+    /// Every problem of the files as they are now; empty when `desired` is what they say.
+    pub file_problems: Vec<String>,
 }
 
 /// A step under way.
@@ -67,6 +69,7 @@ impl Picture {
             converged: false,
             progress: None,
             problem: None,
+            file_problems: Vec::new(),
         }
     }
 

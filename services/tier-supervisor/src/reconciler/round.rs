@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use assistant_proto::name::TierName;
 
 use super::{LOOK_EVERY, LOOK_WHILE_WAITING, Progress};
-use crate::desired::Desired;
+use crate::desired::{ContainerSpec, Desired};
 use crate::plan::Action;
 
 /// What a round came to.
@@ -54,9 +54,10 @@ pub(super) struct Held {
 
 impl Held {
     pub(super) fn note(&mut self, name: &str, desired: &Desired) {
-        match desired.container(name).and_then(|spec| spec.tier.clone()) {
-            Some(tier) => drop(self.tiers.insert(tier)),
-            None => self.everything = true,
+        match desired.container(name) {
+            Some(ContainerSpec { tier: Some(tier), .. }) => drop(self.tiers.insert(tier.clone())),
+            Some(spec) if !spec.role.holds_up_others() => {}
+            Some(_) | None => self.everything = true,
         }
     }
 

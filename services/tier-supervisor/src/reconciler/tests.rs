@@ -206,6 +206,25 @@ async fn a_tier_that_is_waited_for_keeps_no_other_tier() {
     assert!(bench.wake().await.converged);
 }
 
+/// A model route that cannot be verified, or is slow, is no reason for the stack not to come up.
+#[tokio::test(start_paused = true)]
+async fn a_model_route_that_is_waited_for_keeps_nobody() {
+    let mut desired = samples::desired();
+    let proxy = samples::container("assistant-privatemode", Role::TeeProxy, None, "tee:1", &[], None);
+    desired.containers.insert(2, proxy);
+    let bench = bench(desired);
+    *bench.machine.mute.lock().unwrap() = Some("assistant-privatemode");
+    assert!(!bench.wake().await.converged, "it is missed all the same");
+    assert!(bench.machine.diary().iter().any(|line| line == "ready zeroclaw-tasks"), "{:#?}", bench.machine.diary());
+    // Its failure is its own.
+    bench.let_time_pass("assistant-privatemode");
+    let picture = bench.wake().await;
+    assert!(picture.problem.unwrap().contains("assistant-privatemode was not ready"));
+    *bench.machine.mute.lock().unwrap() = None;
+    bench.stack.note("assistant-privatemode", |history| history.failed_at = Some(SystemTime::UNIX_EPOCH));
+    assert!(bench.wake().await.converged);
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_crashes_or_is_in_the_way_does_not_switch_the_check_of_the_floor_off() {
     let stranger = |machine: &Machine| {

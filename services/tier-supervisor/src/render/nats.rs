@@ -58,6 +58,7 @@ const USERS: [User; 3] = [
             "channel.received.*",
             "channel.replied.*",
             "channel.sent.*",
+            "channel.ignored.*",
             "undecodable.INBOX",
             "undecodable.OUTBOX",
         ],
@@ -68,7 +69,7 @@ const USERS: [User; 3] = [
 ];
 
 /// What the operator may hear. Not `channel.received`, `channel.replied`: conversations are not for every shell.
-const OPERATOR: [&str; 10] = [
+const OPERATOR: [&str; 11] = [
     "egress.>",
     "tier.>",
     "turn.>",
@@ -78,6 +79,7 @@ const OPERATOR: [&str; 10] = [
     "tool.>",
     "floor.>",
     "attestation.>",
+    "channel.ignored.>",
     "channel.sent.>",
 ];
 

@@ -5,19 +5,23 @@ use std::net::SocketAddrV4;
 use std::path::PathBuf;
 
 use assistant_proto::config::{
-    AuditorConfig, BridgeConfig, BridgeTier, BrokerConfig, BrokerTier, GATEWAY_PORT, Inject, JAEGER_PORT, MCP_PORT,
-    McpServer, ModelRoute, Place, Principal, PrincipalKind, Rule, SQUID_FEED_PORT, SQUID_PORT, Zone,
+    AuditorConfig, BridgeConfig, BridgeTier, BrokerConfig, BrokerTier, ChannelEgress, Confidentiality, GATEWAY_PORT,
+    Inject, JAEGER_PORT, LITELLM_PORT, MCP_PORT, McpServer, ModelRoute, Place, Principal, PrincipalKind, Rule,
+    SQUID_FEED_PORT, SQUID_PORT, TelegramBot, ToolRule, Zone,
 };
 use assistant_proto::name::{PrincipalName, SecretName, TierName};
 use serde::Serialize;
 
 use crate::addresses::{
-    HOST_AGENT, HOST_AUDITOR, HOST_BROKER, HOST_JAEGER, HOST_SQUID, TELEMETRY, TRANSIT, tier_network, tools_network,
+    HOST_AGENT, HOST_AUDITOR, HOST_BROKER, HOST_JAEGER, HOST_SQUID, MODELS, TELEMETRY, TRANSIT, tier_network,
+    tools_network,
 };
-use crate::config::{Credential, Egress, Server, Subject, Tier};
-use crate::desired::containers::{DATA, ETC, Parts, agent_name, server_name};
+use crate::config::{Channel, Credential, Egress, Server, Subject, Tier};
+use crate::desired::containers::{DATA, ETC, Parts, agent_name, models, server_name};
+use crate::desired::outward::{has_messengers, has_route};
 use crate::desired::{DesiredError, SQUID_LOG_DIR};
-use crate::tokens::SQUID_MODELS_USER;
+use crate::render::litellm::master_key_file;
+use crate::tokens::SQUID_CHANNELS_USER;
 
 /// How long a person has to answer an approval.
 const APPROVAL_SECONDS: u32 = 600;
@@ -30,12 +34,10 @@ pub(crate) struct Broker {
 
 pub(crate) fn broker_config(parts: &Parts<'_>) -> Result<Broker, DesiredError> {
     let etc = PathBuf::from(ETC);
-    let mut secrets: BTreeSet<SecretName> = parts.settings.model.key_secret.iter().cloned().collect();
+    let mut secrets: BTreeSet<SecretName> = BTreeSet::new();
     for tier in &parts.config.tiers {
         secrets.extend(tier.credentials.iter().map(|credential| credential.secret.clone()));
     }
-    let upstream_roots =
-        (0..parts.material.upstream_roots.len()).map(|index| etc.join(format!("roots/{index}.pem"))).collect();
     let config = BrokerConfig {
         common: parts.common("secret-broker")?,
         tiers: parts.config.tiers.iter().map(|tier| broker_tier(parts, tier)).collect::<Result<_, _>>()?,
@@ -44,15 +46,34 @@ pub(crate) fn broker_config(parts: &Parts<'_>) -> Result<Broker, DesiredError> {
         squid: SocketAddrV4::new(parts.address(TRANSIT, HOST_SQUID)?, SQUID_PORT),
         squid_users_dir: etc.join("squid-users"),
         secrets_dir: etc.join("secrets"),
-        upstream_roots,
-        model: ModelRoute {
-            base_url: parts.settings.model.base_url.clone(),
-            key: parts.settings.model.key_secret.clone(),
-            squid_user: SQUID_MODELS_USER.to_owned(),
-            models: parts.settings.model.models.clone(),
-        },
+        upstream_roots: roots(parts),
+        models: model_routes(parts)?,
     };
     Ok(Broker { json: json(&config)?, secrets })
+}
+
+/// One route per class that there is. The broker talks to LiteLLM alone; where LiteLLM goes is not its to choose.
+fn model_routes(parts: &Parts<'_>) -> Result<Vec<ModelRoute>, DesiredError> {
+    let tee = parts.settings.tee.as_ref().map(|tee| (Confidentiality::Required, &tee.models));
+    let open = parts.settings.model.as_ref().map(|model| (Confidentiality::None, &model.models));
+    let routes = tee.into_iter().chain(open).filter(|(class, _)| has_route(parts, *class));
+    routes
+        .map(|(class, models)| {
+            Ok(ModelRoute {
+                confidential: class,
+                litellm: SocketAddrV4::new(parts.address(MODELS, models::host(class))?, LITELLM_PORT),
+                key_file: PathBuf::from(ETC).join(master_key_file(class)),
+                models: models.keys().cloned().collect(),
+            })
+        })
+        .collect()
+}
+
+/// Where the PEM files of [`Parts::roots`] are inside a container.
+fn roots(parts: &Parts<'_>) -> Vec<PathBuf> {
+    (0..parts.material.upstream_roots.len())
+        .map(|index| PathBuf::from(ETC).join(format!("roots/{index}.pem")))
+        .collect()
 }
 
 fn broker_tier(parts: &Parts<'_>, tier: &Tier) -> Result<BrokerTier, DesiredError> {
@@ -75,9 +96,8 @@ fn broker_tier(parts: &Parts<'_>, tier: &Tier) -> Result<BrokerTier, DesiredErro
             tools: tier
                 .tools
                 .iter()
-                .filter(|(named, _)| *named == server.name)
-                .flat_map(|(_, allowed)| allowed.clone())
-                .collect(),
+                .find(|(named, _)| *named == server.name)
+                .map_or(ToolRule::Only(Vec::new()), |(_, rule)| rule.clone()),
         });
         principals.push(Principal {
             token_sha256: parts.principal_token(&name)?.sha256(),
@@ -89,6 +109,7 @@ fn broker_tier(parts: &Parts<'_>, tier: &Tier) -> Result<BrokerTier, DesiredErro
     Ok(BrokerTier {
         name: tier.name.clone(),
         background: tier.background,
+        confidential: tier.confidential,
         tier_address: parts.address(&network, HOST_BROKER)?,
         tools_address: if tier.servers.is_empty() { None } else { Some(parts.address(&tools, HOST_BROKER)?) },
         principals,
@@ -123,6 +144,7 @@ pub(crate) fn rules(
             hosts: credential.hosts.iter().map(ToString::to_string).collect(),
             methods: credential.methods.clone(),
             paths: credential.paths.clone(),
+            read_only: false,
             inject: Some(Inject {
                 secret: credential.secret.clone(),
                 placeholder: credential.placeholder.clone(),
@@ -142,6 +164,7 @@ pub(crate) fn rules(
             hosts: egress.hosts.iter().map(ToString::to_string).collect(),
             methods: egress.methods.clone(),
             paths: egress.paths.clone(),
+            read_only: egress.read_only,
             inject: None,
         });
     }
@@ -190,23 +213,73 @@ pub(crate) fn auditor_config(parts: &Parts<'_>) -> Result<String, DesiredError> 
     })
 }
 
+/// File of the channels' password at Squid, beneath channel-bridge's /etc/assistant.
+pub(crate) const SQUID_PASSWORD_FILE: &str = "squid.password";
+
+/// Where a bot talks to Telegram.
+const TELEGRAM_API: &str = "https://api.telegram.org";
+
+/// File of a bot's token beneath channel-bridge's /etc/assistant.
+pub(crate) fn telegram_token_file(bot: &str) -> String {
+    format!("telegram/{bot}.token")
+}
+
 pub(crate) fn bridge_config(parts: &Parts<'_>) -> Result<String, DesiredError> {
+    let etc = PathBuf::from(ETC);
     let mut tiers = Vec::new();
     for tier in &parts.config.tiers {
         let agent = parts.address(&tier_network(&tier.name), HOST_AGENT)?;
         tiers.push(BridgeTier {
             name: tier.name.clone(),
             gateway: SocketAddrV4::new(agent, GATEWAY_PORT),
-            gateway_token_file: PathBuf::from(ETC).join("gateways").join(tier.name.as_str()),
+            gateway_token_file: etc.join("gateways").join(tier.name.as_str()),
+            reachable: reachable(tier),
         });
     }
+    let telegram = parts.settings.telegram.iter().map(|bot| TelegramBot {
+        name: bot.name.clone(),
+        api_url: TELEGRAM_API.to_owned(),
+        token_file: etc.join(telegram_token_file(&bot.name)),
+        allowed_user_ids: bot.allowed_user_ids.clone(),
+        tiers: parts
+            .config
+            .tiers
+            .iter()
+            .filter(|tier| talks_through(tier, &bot.name))
+            .map(|t| t.name.clone())
+            .collect(),
+    });
+    let egress = match has_messengers(parts) {
+        false => None,
+        true => Some(ChannelEgress {
+            squid: SocketAddrV4::new(parts.address(TRANSIT, HOST_SQUID)?, SQUID_PORT),
+            squid_user: SQUID_CHANNELS_USER.to_owned(),
+            squid_password_file: etc.join(SQUID_PASSWORD_FILE),
+            upstream_roots: roots(parts),
+        }),
+    };
     json(&BridgeConfig {
         common: parts.common("channel-bridge")?,
         tiers,
         state_dir: PathBuf::from(DATA),
         acknowledgers: vec!["secret-broker".to_owned(), "egress-auditor".to_owned()],
         approval_timeout_secs: APPROVAL_SECONDS,
+        egress,
+        telegram: telegram.collect(),
     })
+}
+
+fn talks_through(tier: &Tier, wanted: &str) -> bool {
+    tier.channels.iter().any(|channel| match channel {
+        Channel::Telegram { bot } => bot == wanted,
+    })
+}
+
+/// Every host that some container of the tier may reach, as the broker's rules spell it.
+fn reachable(tier: &Tier) -> Vec<String> {
+    let credentials = tier.credentials.iter().flat_map(|credential| &credential.hosts);
+    let egress = tier.egress.iter().flat_map(|egress| &egress.hosts);
+    credentials.chain(egress).map(ToString::to_string).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 fn json(value: &impl Serialize) -> Result<String, DesiredError> {

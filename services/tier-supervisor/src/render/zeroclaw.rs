@@ -3,10 +3,10 @@
 //!
 //! What stands here narrows the agent, but is no wall: the agent's process is assumed hostile.
 
-use assistant_proto::config::{GATEWAY_PORT, MCP_PORT, MODELS_PORT};
+use assistant_proto::config::{GATEWAY_PORT, MCP_PORT, MODELS_PORT, ToolRule};
 use toml::{Table, Value};
 
-use crate::config::Tier;
+use crate::config::{Runtime, Tier, toolset};
 use crate::desired::DesiredError;
 use crate::desired::containers::{Parts, agent_name};
 
@@ -16,27 +16,17 @@ const HUB: &str = "hub";
 /// What must be in NO_PROXY: the doors are reached directly.
 const DIRECT: [&str; 5] = ["127.0.0.1", "localhost", "0.0.0.0", "models", "mcp"];
 
-/// Tools with HTTP clients that go round every proxy, or that fetch on their own: they cannot work in a tier.
-const EXCLUDED: [&str; 8] = [
-    "web_fetch",
-    "http_request",
-    "web_search_tool",
-    "file_download",
-    "browser",
-    "browser_open",
-    "image_gen",
-    "weather",
-];
+/// The image that a sandbox has, and the only one.
+const SANDBOX_IMAGE: &str = "assistant-sandbox:latest";
+/// The workspace of an agent with a sandbox: a volume of its own, at the same path for the sandbox's Docker, which
+/// resolves the path that the agent names.
+const SANDBOX_WORKSPACE: &str = "/zeroclaw-data/workspace";
+/// Where a command in the sandbox sees it; ZeroClaw mounts it there.
+const INSIDE_SANDBOX: &str = "/workspace";
 
-/// Names of tools in the older stack's file -> names in this ZeroClaw.
-const FORMER_NAMES: [(&str, &str); 6] = [
-    ("bash", "shell"),
-    ("read", "file_read"),
-    ("write", "file_write"),
-    ("edit", "file_edit"),
-    ("glob", "glob_search"),
-    ("grep", "content_search"),
-];
+/// What the docker client of a sandboxed tier's shell needs. Nothing else is kept: nothing of it would reach the sandbox,
+/// which has no network to use a proxy on.
+const DOCKER_KEEPS: [&str; 1] = ["DOCKER_HOST"];
 
 /// Variables that a shell command of the agent keeps; ZeroClaw clears the others.
 const SHELL_KEEPS: [&str; 7] =
@@ -99,9 +89,11 @@ pub(crate) fn zeroclaw_toml(parts: &Parts<'_>, tier: &Tier) -> Result<String, De
     );
     root.insert("risk_profiles".into(), nested(["tier"], risk_profile(tier)));
     root.insert("agents".into(), nested(["default"], agent(tier)));
-    root.insert("runtime".into(), table([("kind", text("native")), ("shell", text("bash"))]));
+    root.insert("runtime".into(), runtime(tier));
     // ask_user is what lets approvals be asked for over the gateway; the default would hand the model far more.
-    root.insert("tools".into(), table([("optional", texts(["ask_user"]))]));
+    let on_request = auto_approve(tier).into_iter().filter(|name| toolset::is_on_request(name));
+    let optional: Vec<String> = std::iter::once("ask_user".to_owned()).chain(on_request).collect();
+    root.insert("tools".into(), table([("optional", texts(optional))]));
     for section in ["web_fetch", "http_request", "web_search"] {
         root.insert(section.into(), table([("enabled", Value::Boolean(false))]));
     }
@@ -132,13 +124,38 @@ pub(crate) fn zeroclaw_toml(parts: &Parts<'_>, tier: &Tier) -> Result<String, De
     Ok(format!("# Written by tier-supervisor; changes are overwritten.\n{body}"))
 }
 
+/// Where shell commands run. In the sandbox each is a container of its own; its limits are those of the tier, and those of
+/// the sandbox's own container hold where the nested engine cannot enforce them.
+fn runtime(tier: &Tier) -> Value {
+    if tier.runtime == Runtime::Native {
+        return table([("kind", text("native")), ("shell", text("bash"))]);
+    }
+    let megabytes = i64::try_from(tier.limits.memory_bytes >> 20).unwrap_or(i64::MAX);
+    let milli_cpus = u32::try_from(tier.limits.nano_cpus / 1_000_000).unwrap_or(u32::MAX);
+    let docker = table([
+        ("image", text(SANDBOX_IMAGE)),
+        ("network", text("none")),
+        ("memory_limit_mb", Value::Integer(megabytes)),
+        ("cpu_limit", Value::Float(f64::from(milli_cpus) / 1_000.0)),
+        ("read_only_rootfs", Value::Boolean(true)),
+        ("mount_workspace", Value::Boolean(true)),
+        ("allowed_workspace_roots", texts([SANDBOX_WORKSPACE])),
+    ]);
+    table([("kind", text("docker")), ("docker", docker)])
+}
+
 fn risk_profile(tier: &Tier) -> Value {
-    let mut excluded: Vec<&str> = EXCLUDED.to_vec();
+    let mut excluded: Vec<&str> = toolset::EXCLUDED.to_vec();
     if tier.commands.is_empty() {
         excluded.push("shell");
     }
     let forbidden: Vec<&str> =
         if tier.workspace_unrestricted { Vec::new() } else { vec!["/etc", "/root", "/proc", "/sys"] };
+    // In the sandbox a command that stays in the workspace names it by another path.
+    let (keeps, roots): (&[&str], &[&str]) = match tier.runtime {
+        Runtime::Native => (&SHELL_KEEPS, &[]),
+        Runtime::Docker => (&DOCKER_KEEPS, &[INSIDE_SANDBOX]),
+    };
     table([
         ("level", text("supervised")),
         ("workspace_only", Value::Boolean(!tier.workspace_unrestricted)),
@@ -148,7 +165,8 @@ fn risk_profile(tier: &Tier) -> Value {
         ("forbidden_paths", texts(forbidden)),
         ("require_approval_for_medium_risk", Value::Boolean(true)),
         ("block_high_risk_commands", Value::Boolean(tier.block_high_risk)),
-        ("shell_env_passthrough", texts(SHELL_KEEPS)),
+        ("allowed_roots", texts(roots.iter().copied())),
+        ("shell_env_passthrough", texts(keeps.iter().copied())),
         // Our walls are outside the process; ZeroClaw's own backends fail open.
         ("sandbox_backend", text("none")),
     ])
@@ -158,22 +176,33 @@ fn risk_profile(tier: &Tier) -> Value {
 fn auto_approve(tier: &Tier) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
     for wanted in &tier.auto_approve {
-        let former = FORMER_NAMES.iter().find(|(old, _)| old == wanted).map(|(_, new)| (*new).to_owned());
-        let name = hub_tool(tier, wanted).or(former).unwrap_or_else(|| wanted.clone());
-        if !names.contains(&name) {
+        let name = match wanted.split_once("__") {
+            Some((server, tool)) => hub_tool(tier, server, tool),
+            None => Some(toolset::current(wanted).to_owned()),
+        };
+        // An excluded tool is not there; one that came back would have to ask.
+        if let Some(name) = name
+            && !names.contains(&name)
+            && !toolset::EXCLUDED.contains(&name.as_str())
+        {
             names.push(name);
         }
     }
     names
 }
 
-/// ZeroClaw's name for `<server>__<tool>`; none when the tier has no such server. The broker's ingress calls a tool by its
-/// own name, and by `<server>_<tool>` where several servers of the tier have it.
-fn hub_tool(tier: &Tier, wanted: &str) -> Option<String> {
-    let (server, tool) = wanted.split_once("__")?;
-    let server = tier.servers.iter().find(|known| known.name.as_str() == server)?;
-    let holders = tier.tools.iter().filter(|(_, allowed)| allowed.iter().any(|name| name == tool)).count();
-    Some(if holders > 1 { format!("{HUB}__{}_{tool}", server.name) } else { format!("{HUB}__{tool}") })
+/// ZeroClaw's name for a tool of an MCP server; none when the tier has no such server, or may not call that tool of it:
+/// the name could be another server's. The broker's ingress calls a tool by its own name where one server alone is named
+/// with it, and by `<server>_<tool>` otherwise; also every tool of a server that has no list and is not alone.
+fn hub_tool(tier: &Tier, server: &str, tool: &str) -> Option<String> {
+    let lists = |rule: &ToolRule| matches!(rule, ToolRule::Only(names) if names.iter().any(|name| name == tool));
+    let (_, rule) = tier.tools.iter().find(|(name, _)| name.as_str() == server)?;
+    let is_alone = match rule {
+        ToolRule::All => tier.tools.len() == 1,
+        rule if lists(rule) => tier.tools.iter().filter(|(_, rule)| lists(rule)).count() == 1,
+        ToolRule::Only(_) => return None,
+    };
+    Some(if is_alone { format!("{HUB}__{tool}") } else { format!("{HUB}__{server}_{tool}") })
 }
 
 fn agent(tier: &Tier) -> Value {
@@ -184,13 +213,21 @@ fn agent(tier: &Tier) -> Value {
         ("runtime_profile".to_owned(), text("tier")),
         ("identity".to_owned(), table([("format", text("openclaw"))])),
         ("memory".to_owned(), table([("backend", text("sqlite"))])),
-        ("workspace".to_owned(), table([("unrestricted_filesystem", Value::Boolean(tier.workspace_unrestricted))])),
+        ("workspace".to_owned(), workspace(tier)),
     ]);
     if !tier.servers.is_empty() {
         agent.insert("mcp_bundles".into(), texts([HUB]));
         agent.insert("acp_enable_mcp".into(), Value::Boolean(true));
     }
     Value::Table(agent)
+}
+
+fn workspace(tier: &Tier) -> Value {
+    let unrestricted = ("unrestricted_filesystem", Value::Boolean(tier.workspace_unrestricted));
+    match tier.runtime {
+        Runtime::Native => table([unrestricted]),
+        Runtime::Docker => table([unrestricted, ("path", text(SANDBOX_WORKSPACE))]),
+    }
 }
 
 fn text(value: impl Into<String>) -> Value {

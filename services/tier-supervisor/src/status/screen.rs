@@ -84,6 +84,23 @@ pub(super) fn table(stack: &WatchStackResponse) -> String {
         text.push_str(line.join("  ").trim_end());
         text.push('\n');
     }
+    for tier in &stack.tiers {
+        let (name, model) = (harmless_line(&tier.name, 63), harmless_line(&tier.model, 128));
+        let class = match tier.confidential {
+            true => "confidential: its prompts leave only through an attested route",
+            false => "NOT CONFIDENTIAL: whoever runs the model reads its prompts",
+        };
+        text.push_str(&format!("\ntier {name}, model {model}: {class}"));
+    }
+    if !stack.tiers.is_empty() {
+        text.push('\n');
+    }
+    for remark in &stack.remarks {
+        text.push_str(&format!("remark: {}\n", harmless(remark, 2000)));
+    }
+    for problem in &stack.file_problems {
+        text.push_str(&format!("in the files: {}\n", harmless(problem, 2000)));
+    }
     for container in stack.containers.iter().filter(|container| !container.problem.is_empty()) {
         let problem = harmless(&container.problem, 4000);
         text.push_str(&format!("{}: {problem}\n", harmless_line(&container.name, 63)));
@@ -113,10 +130,20 @@ pub(super) fn json(stack: &WatchStackResponse) -> String {
             })
         })
         .collect();
+    let tiers: Vec<_> = stack
+        .tiers
+        .iter()
+        .map(|tier| {
+            json!({
+                "name": tier.name, "identity": tier.identity, "model": tier.model, "confidential": tier.confidential,
+            })
+        })
+        .collect();
     let mut text = json!({
         "healthy": super::is_healthy(stack), "converged": stack.converged, "drill": stack.drill,
         "current_step": stack.current_step, "steps_done": stack.steps_done, "steps_total": stack.steps_total,
-        "problem": stack.problem, "containers": containers,
+        "problem": stack.problem, "file_problems": stack.file_problems, "remarks": stack.remarks, "tiers": tiers,
+        "containers": containers,
     })
     .to_string();
     text.push('\n');
@@ -151,6 +178,30 @@ mod tests {
         assert!(text.starts_with("THIS IS A DRILL"), "{text}");
         assert!(text.contains("zeroclaw-tasks  agent  unhealthy  3 MiB"), "{text}");
         assert!(text.contains("\\u{1b}[2Jit says no") && !text.contains('\u{1b}'), "{text}");
+    }
+
+    #[test]
+    fn who_is_not_confidential_and_everything_about_the_files_is_said() {
+        let mut one = stack(ContainerState::Healthy, "");
+        for (name, confidential) in [("tasks", false), ("private", true)] {
+            let (name, model) = (name.to_owned(), "assistant".to_owned());
+            one.tiers.push(assistant_proto::tier::Tier { name, model, confidential, ..Default::default() });
+        }
+        one.remarks = vec!["tiers.yaml:1:1: first".to_owned(), "second\u{1b}[2J".to_owned()];
+        one.file_problems = vec!["tiers.yaml:2:1: third".to_owned(), "tiers.yaml:3:1: fourth".to_owned()];
+        let text = table(&one);
+        let marked: Vec<&str> = text.lines().filter(|line| line.contains("NOT CONFIDENTIAL")).collect();
+        assert!(matches!(marked.as_slice(), [line] if line.starts_with("tier tasks, ")), "{text}");
+        for said in ["remark: tiers.yaml:1:1: first", "second\\u{1b}", "in the files: tiers.yaml:2:1: third", "fourth"]
+        {
+            assert!(text.contains(said), "{said}\n{text}");
+        }
+        let value: serde_json::Value = serde_json::from_str(&json(&one)).unwrap();
+        assert_eq!(value["tiers"][0]["confidential"], false);
+        assert_eq!(
+            (value["remarks"].as_array().unwrap().len(), &value["file_problems"][1]),
+            (2, &"tiers.yaml:3:1: fourth".into())
+        );
     }
 
     #[test]

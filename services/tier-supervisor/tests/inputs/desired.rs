@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
+use assistant_proto::config::Confidentiality;
 use proptest::prelude::*;
-use tier_supervisor::desired::{
-    Content, Desired, Flow, MountSource, NetworkKind, Peer, Protocol, Ready, Role, SILENT_RESOLVER,
-};
+use tier_supervisor::desired::{Content, Desired, MountSource, NetworkKind, Peer, Ready, Role, SILENT_RESOLVER};
 
+use crate::parts::{everything, lines};
 use crate::stack::{MARVIN_TOKEN, MODEL_KEY, Stack};
 
-const TWO: &str = "tiers:
+pub(crate) const TWO: &str = "tiers:
   - {name: tasks, identity: tasks, port: 3001, mcp: true, tools: [{server: marvin, allow: [get_tasks]}],
      credentials: [{secret: marvin_api_key, hosts: [serv.amazingmarvin.com], header: X-API-Token}]}
   - {name: updates, identity: null, port: 3002, egress: {hosts: [serv.amazingmarvin.com]}}
@@ -25,7 +25,7 @@ fn members(desired: &Desired, network: &str) -> BTreeSet<String> {
         .collect()
 }
 
-fn names(names: &[&str]) -> BTreeSet<String> {
+pub(crate) fn names(names: &[&str]) -> BTreeSet<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
 }
 
@@ -45,17 +45,20 @@ fn who_is_on_which_network() {
             &[
                 "assistant-otel-collector",
                 "assistant-jaeger",
+                "assistant-prometheus",
+                "assistant-grafana",
                 "assistant-secret-broker",
                 "assistant-egress-auditor",
                 "assistant-channel-bridge",
             ],
         ),
+        // Neither channel-bridge nor the collector: nothing asks them to go out.
         (
             "assistant-transit",
             NetworkKind::Isolated,
-            &["assistant-squid", "assistant-secret-broker", "assistant-egress-auditor", "assistant-channel-bridge"],
+            &["assistant-squid", "assistant-secret-broker", "assistant-egress-auditor", "assistant-litellm"],
         ),
-        ("assistant-models", NetworkKind::Isolated, &["assistant-secret-broker"]),
+        ("assistant-models", NetworkKind::Isolated, &["assistant-secret-broker", "assistant-litellm"]),
         (
             "assistant-tier-tasks",
             NetworkKind::Isolated,
@@ -81,8 +84,13 @@ fn who_is_on_which_network() {
 /// Invariant 2, and that nothing of a tier is on a second network.
 #[test]
 fn tier_containers_are_alone_with_the_doors() {
-    let desired = Stack::with_tiers(TWO).desired();
+    let desired = everything().desired();
     for container in desired.containers.iter().filter(|container| container.tier.is_some()) {
+        assert_ne!(container.gid, 8700, "no tier container is in the stack's group");
+        if matches!(container.role, Role::Sandbox | Role::SandboxFilter) {
+            assert!(container.networks.is_empty() && !container.inert_default_route, "{}", container.name);
+            continue;
+        }
         assert_eq!(container.networks.len(), 1, "{}", container.name);
         let network = &container.networks[0].network;
         for other in desired.containers.iter().filter(|other| other.name != container.name) {
@@ -96,36 +104,26 @@ fn tier_containers_are_alone_with_the_doors() {
             }
         }
         assert!(container.inert_default_route);
-        assert_ne!(container.gid, 8700, "no tier container is in the stack's group");
     }
 }
 
 #[test]
 fn every_connection_is_a_written_one() {
     let desired = Stack::with_tiers(TWO).desired();
-    let line = |flow: &Flow| {
-        let end = |peer: &Peer| match peer {
-            Peer::Container(name) => name.trim_start_matches("assistant-").to_owned(),
-            Peer::Vm => "VM".to_owned(),
-        };
-        let protocol = if flow.protocol == Protocol::Tcp { "tcp" } else { "udp" };
-        format!(
-            "{} > {} {protocol} {} @ {}",
-            end(&flow.from),
-            end(&flow.to),
-            flow.port,
-            flow.network.trim_start_matches("assistant-")
-        )
-    };
-    let flows: BTreeSet<String> = desired.flows.iter().map(line).collect();
+    let flows = lines(&desired);
     let mut expected = names(&[
         "VM > nats tcp 4222 @ bus",
         "VM > otel-collector tcp 4317 @ telemetry",
         "VM > jaeger tcp 16686 @ telemetry",
         "egress-auditor > jaeger tcp 16686 @ telemetry",
         "otel-collector > jaeger tcp 4317 @ telemetry",
+        "VM > grafana tcp 3000 @ telemetry",
+        "prometheus > otel-collector tcp 8889 @ telemetry",
+        "grafana > prometheus tcp 9090 @ telemetry",
+        "grafana > jaeger tcp 16686 @ telemetry",
+        "secret-broker > litellm tcp 4000 @ models",
+        "litellm > squid tcp 3128 @ transit",
         "secret-broker > squid tcp 3128 @ transit",
-        "channel-bridge > squid tcp 3128 @ transit",
         "squid > egress-auditor tcp 7512 @ transit",
         "mcp-tasks-marvin > secret-broker tcp 10255 @ tools-tasks",
         "secret-broker > mcp-tasks-marvin tcp 8811 @ tools-tasks",
@@ -158,7 +156,7 @@ fn every_connection_is_a_written_one() {
 
 #[test]
 fn what_every_container_has() {
-    let desired = Stack::with_tiers(TWO).desired();
+    let desired = everything().desired();
     let order: Vec<&str> = desired.containers.iter().map(|container| container.name.as_str()).collect();
     assert_eq!(
         order,
@@ -168,10 +166,18 @@ fn what_every_container_has() {
             "assistant-otel-collector",
             "assistant-egress-auditor",
             "assistant-squid",
+            "assistant-privatemode",
+            "assistant-litellm-confidential",
+            "assistant-litellm",
+            "assistant-prometheus",
+            "assistant-grafana",
             "assistant-secret-broker",
             "mcp-tasks-marvin",
             "zeroclaw-tasks",
             "zeroclaw-updates",
+            "sandbox-free",
+            "sandbox-free-filter",
+            "zeroclaw-free",
             "assistant-channel-bridge",
         ]
     );
@@ -179,14 +185,16 @@ fn what_every_container_has() {
     for container in &desired.containers {
         let name = &container.name;
         assert!(container.uid >= 8700 && container.gid >= 8700, "{name} is no system user");
-        assert!(container.cap_add.is_empty(), "{name}");
+        assert_eq!(container.cap_add.is_empty(), container.role != Role::Sandbox, "{name}");
         let sysctl =
             |wanted: &str| container.sysctls.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str());
         assert_eq!(sysctl("net.ipv4.ip_forward"), Some("0"), "{name}");
         assert_eq!(sysctl("net.ipv6.conf.all.disable_ipv6"), Some("1"), "{name}");
         assert!(container.sysctls.is_sorted(), "{name}");
         assert!(container.limits.memory_bytes > 0 && container.limits.pids > 0 && container.limits.nano_cpus > 0);
-        assert!(container.entrypoint.as_ref().is_some_and(|entry| entry[0].starts_with('/')), "{name}");
+        let starts_by_path = container.entrypoint.as_ref().is_some_and(|entry| entry[0].starts_with('/'));
+        // Where its program lies is the published image's affair.
+        assert_eq!(starts_by_path, container.role != Role::TeeProxy, "{name}");
         let resolv = container.mounts.iter().find(|mount| mount.target == "/etc/resolv.conf").unwrap();
         assert!(resolv.read_only, "{name}");
         let MountSource::Bind(path) = &resolv.source else { panic!("{name}") };
@@ -194,7 +202,7 @@ fn what_every_container_has() {
         let Content::Inline(bytes) = &file.content else { panic!("{name}") };
         let text = String::from_utf8(bytes.to_vec()).unwrap();
         assert!(text.starts_with(&format!("nameserver {}\n", container.resolver())), "{name}: {text}");
-        let is_tier = container.tier.is_some();
+        let is_tier = container.tier.is_some() && !container.networks.is_empty();
         assert_eq!(container.dns.is_some(), is_tier, "{name}");
         assert_eq!(container.resolver() == SILENT_RESOLVER, !is_tier, "{name}");
         for attachment in &container.networks {
@@ -229,7 +237,7 @@ fn path_root(path: &std::path::Path) -> String {
 /// Invariant 11, and who gets which key.
 #[test]
 fn volumes_and_secrets_go_to_their_owners_only() {
-    let stack = Stack::with_tiers(TWO);
+    let stack = everything();
     let inputs = stack.prepare().unwrap();
     let desired = inputs.desired().unwrap();
     let mut users: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
@@ -243,7 +251,15 @@ fn volumes_and_secrets_go_to_their_owners_only() {
         }
     }
     let shared: Vec<_> = users.iter().filter(|(_, users)| users.len() > 1).collect();
-    assert_eq!(shared, [(&"assistant-drill-squid-log", &vec!["assistant-egress-auditor", "assistant-squid"])]);
+    assert_eq!(
+        shared,
+        [
+            (&"assistant-drill-sandbox-api-free", &vec!["sandbox-free-filter", "zeroclaw-free"]),
+            (&"assistant-drill-sandbox-socket-free", &vec!["sandbox-free", "sandbox-free-filter"]),
+            (&"assistant-drill-squid-log", &vec!["assistant-egress-auditor", "assistant-squid"]),
+            (&"assistant-drill-workspace-free", &vec!["sandbox-free", "zeroclaw-free"]),
+        ]
+    );
     let reader = desired.container("assistant-egress-auditor").unwrap();
     assert!(reader.mounts.iter().any(|mount| mount.target == "/var/log/squid" && mount.read_only));
 
@@ -262,7 +278,7 @@ fn volumes_and_secrets_go_to_their_owners_only() {
             .map(|container| container.name.as_str())
             .collect()
     };
-    for secret in [MARVIN_TOKEN, MODEL_KEY] {
+    for secret in [MARVIN_TOKEN, MODEL_KEY, "real-privatemode_api_key", "real-telegram_bot_token"] {
         assert_eq!(holders(secret), Vec::<&str>::new(), "a SaaS secret is never held, only copied");
     }
     let material = &inputs.material;
@@ -273,8 +289,21 @@ fn volumes_and_secrets_go_to_their_owners_only() {
     assert_eq!(holders(wrapper), ["assistant-secret-broker", "mcp-tasks-marvin"]);
     let gateway = material.tokens.gateway(&"tasks".parse().unwrap()).unwrap().expose();
     assert_eq!(holders(gateway), ["assistant-channel-bridge"]);
-    for (_, password) in material.tokens.squid_users() {
-        assert_eq!(holders(password.expose()), ["assistant-secret-broker"]);
+    for (user, password) in material.tokens.squid_users() {
+        let holder = match user {
+            "models" => "assistant-litellm",
+            "tee" => "assistant-privatemode",
+            "channels" => "assistant-channel-bridge",
+            "telemetry" => "assistant-otel-collector",
+            _ => "assistant-secret-broker",
+        };
+        assert_eq!(holders(password.expose()), [holder], "{user}");
+    }
+    for (class, litellm) in
+        [(Confidentiality::None, "assistant-litellm"), (Confidentiality::Required, "assistant-litellm-confidential")]
+    {
+        let master = material.tokens.litellm(class).unwrap().expose();
+        assert_eq!(holders(master), [litellm, "assistant-secret-broker"]);
     }
     for service in ["secret-broker", "egress-auditor", "channel-bridge"] {
         let seed = material.tokens.nkey(service).unwrap().seed.expose();
@@ -300,7 +329,15 @@ fn volumes_and_secrets_go_to_their_owners_only() {
             assert!(!file.secret || file.uid == container.uid, "{}", file.path.display());
         }
     }
-    assert_eq!(copied, [("assistant-secret-broker", "marvin_api_key"), ("assistant-secret-broker", "model_api_key")]);
+    assert_eq!(
+        copied,
+        [
+            ("assistant-privatemode", "privatemode_api_key"),
+            ("assistant-litellm", "model_api_key"),
+            ("assistant-secret-broker", "marvin_api_key"),
+            ("assistant-channel-bridge", "telegram_bot_token"),
+        ]
+    );
     let shown = format!("{desired:?}");
     for hidden in [principal("zeroclaw-tasks"), wrapper, gateway] {
         assert!(!shown.contains(hidden), "Debug shows a token");
@@ -331,6 +368,9 @@ fn equal_inputs_give_equal_states_and_each_change_its_own_hash() {
     std::fs::write(&stack.settings.tiers_file, TWO).unwrap();
     stack.secret("marvin_api_key", "another-token");
     assert_eq!(changed(TWO), names(&["assistant-secret-broker"]), "a new secret replaces who holds it");
+    stack.secret("marvin_api_key", MARVIN_TOKEN);
+    stack.secret("model_api_key", "another-key");
+    assert_eq!(changed(TWO), names(&["assistant-litellm"]));
 }
 
 #[test]
@@ -338,7 +378,9 @@ fn without_telemetry_there_is_none() {
     let mut stack = Stack::with_tiers(TWO);
     stack.settings.otlp = false;
     let desired = stack.desired();
-    assert!(desired.container("assistant-jaeger").is_none() && desired.container("assistant-otel-collector").is_none());
+    for gone in ["assistant-jaeger", "assistant-otel-collector", "assistant-prometheus", "assistant-grafana"] {
+        assert!(desired.container(gone).is_none(), "{gone}");
+    }
     assert!(desired.flows.iter().all(|flow| flow.network != "assistant-telemetry"));
 }
 

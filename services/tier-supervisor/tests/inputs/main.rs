@@ -2,9 +2,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
-mod compat;
 mod desired;
+mod effects;
+mod glue;
+mod launcher;
+mod outward;
+mod parts;
 mod problems;
 mod programs;
 mod rendered;
+mod squid;
 mod stack;

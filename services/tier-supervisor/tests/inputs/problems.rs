@@ -1,5 +1,6 @@
 //! Wrong files: every problem at once, at its place, with what to do, and no secret in any message.
 
+use assistant_proto::config::Mode;
 use proptest::prelude::*;
 
 use crate::stack::{Stack, write};
@@ -36,7 +37,7 @@ fn everything_is_reported_at_once() {
         for: [marvn]
   - name: tasks
     port: 3001
-    runtime: docker
+    runtime: dockr
     commands: curl
     limits: {memory: 1tb}
 volumes: {}
@@ -53,7 +54,7 @@ volumes: {}
         ("tiers.yaml:6:5: a tier with identity: null has no credentials", "give the tier an identity"),
         ("tiers.yaml:11:11: there are two tiers with the name tasks", "rename one"),
         ("tiers.yaml:12:11: port 3001 is already used by \"port\" of tasks", "choose another one"),
-        ("tiers.yaml:13:14: runtime: docker (the sandbox) is not supported yet", "write runtime: native"),
+        ("tiers.yaml:13:14: this runtime does not exist", "did you mean \"docker\"?"),
         ("tiers.yaml:14:15: \"commands\" is text", "it must be a list"),
         ("tiers.yaml:15:22: this is not an amount of memory", "write it like 512m or 2g"),
         ("tiers.yaml:16:1: tiers.yaml has no field \"volumes\"", "use one of: defaults, tiers"),
@@ -110,10 +111,7 @@ fn single_problems() {
             replace("    mcp: true\n", "    mcp: true\n    model: {name: assistent}\n"),
             "there is no such model; did you mean \"assistant\"?",
         ),
-        (
-            replace("    mcp: true\n", "    mcp: true\n    channels: [telegram]\n"),
-            "channels other than the terminal are not supported yet",
-        ),
+        (replace("    mcp: true\n", "    mcp: true\n    channels: [telegram]\n"), "\"channels\" is a list"),
         (
             replace("    mcp: true\n", "    mcp: true\n    image: zeroclaw:v9.9.9\n"),
             "this image is not on this machine",
@@ -154,7 +152,7 @@ fn what_the_broker_would_refuse_is_reported_at_its_section() {
 
 #[test]
 fn secrets_files_must_be_there_private_and_full() {
-    let stack = Stack::with_tiers(TASKS);
+    let mut stack = Stack::with_tiers(TASKS);
     let path = stack.settings.state_dir.join("secrets/marvin_api_key");
     write(&path, "hunter2hunter2", 0o644);
     let problems = stack.problems().join("\n");
@@ -166,17 +164,18 @@ fn secrets_files_must_be_there_private_and_full() {
     write(&path, "", 0o600);
     assert!(stack.problems().join("\n").contains("is empty"));
     std::fs::remove_file(&path).unwrap();
+    let in_a_drill = stack.problems().join("\n");
+    assert!(in_a_drill.contains("secret marvin_api_key is missing; run deploy/up.sh --drill again"), "{in_a_drill}");
+    stack.settings.mode = Mode::Live;
     let problems = stack.problems().join("\n");
-    assert!(problems.contains("secret marvin_api_key is missing; put it there"), "{problems}");
+    assert!(
+        problems.contains("secret marvin_api_key is missing; write MARVIN_API_KEY=<value> into .env"),
+        "{problems}"
+    );
     assert!(problems.contains("sudo install -m 600 /dev/stdin state/secrets/marvin_api_key"), "{problems}");
     stack.secret("marvin_api_key", "x");
     std::fs::remove_file(stack.settings.state_dir.join("secrets/model_api_key")).unwrap();
-    assert!(
-        stack
-            .problems()
-            .join("\n")
-            .contains("secret model_api_key (\"model.key_secret\" in supervisor.json) is missing")
-    );
+    assert!(stack.problems().join("\n").contains("secret model_api_key, named in supervisor.json, is missing"));
 }
 
 #[test]
@@ -217,7 +216,7 @@ fn wrong_mcp_folders() {
         0o644,
     );
     write(&folder.join("registry.yaml"), "registry:\n  marvin: {ref: x}\n  marvim: {}\n", 0o644);
-    write(&folder.join("config.yaml"), "marvin: {}\n", 0o644);
+    write(&folder.join("config.yaml"), "marvim: {}\n", 0o644);
     write(&folder.join("secrets.env"), "marvin_api_key=kD93hunter2\n", 0o644);
     let problems = stack.problems();
     for (file, what) in [
@@ -225,10 +224,10 @@ fn wrong_mcp_folders() {
         ("mcp/tasks/catalogs/catalog.yaml:6:37", "this variable is set by the stack itself"),
         ("mcp/tasks/registry.yaml:2:17", "a \"ref\" to another catalogue is not supported"),
         ("mcp/tasks/registry.yaml:3:3", "defines no server \"marvim\"; did you mean \"marvin\"?"),
-        ("mcp/tasks/config.yaml:1:1", "overrides of a server are not supported yet"),
+        ("mcp/tasks/config.yaml:1:1", "defines no server \"marvim\"; did you mean \"marvin\"?"),
         ("mcp/tasks/secrets.env:1:1", "this value does not look like a placeholder"),
         ("mcp/tasks/catalogs/catalog.yaml:7:16", "secret \"second_key\" of server marvin has no placeholder"),
-        ("mcp/tasks/catalogs/catalog.yaml:1:1", "the image of server marvin is not on this machine"),
+        ("mcp/tasks/catalogs/catalog.yaml:3:12", "the image of server marvin is not on this machine"),
     ] {
         assert!(
             problems.iter().any(|problem| problem.starts_with(file) && problem.contains(what)),

@@ -19,7 +19,7 @@ use crate::rendered::file;
 use crate::stack::{Stack, write};
 
 #[allow(clippy::disallowed_methods, reason = "which programs are at hand is the environment's to say")]
-fn program(variable: &str) -> Option<PathBuf> {
+pub(crate) fn program(variable: &str) -> Option<PathBuf> {
     let found = std::env::var_os(variable).map(PathBuf::from);
     if found.is_none() {
         // Past the capture of a test's output: nobody looks into a test that passed.
@@ -29,7 +29,7 @@ fn program(variable: &str) -> Option<PathBuf> {
 }
 
 /// Writes a container's /etc/assistant into a directory.
-fn unpack(spec: &ContainerSpec, to: &Path) {
+pub(crate) fn unpack(spec: &ContainerSpec, to: &Path) {
     for file in &spec.files {
         let Ok(inside) =
             file.path.strip_prefix(file.path.ancestors().find(|path| path.ends_with("etc")).unwrap_or(Path::new("/")))
@@ -52,6 +52,9 @@ fn every_key_of_zeroclaw_is_in_its_schema() {
     for stack in [
         Stack::drill(),
         Stack::with_tiers("tiers: [{name: free, port: 3001, workspace_unrestricted: true, commands: [ls]}]"),
+        Stack::with_tiers(
+            "tiers: [{name: boxed, port: 3001, runtime: docker, commands: [ls], auto_approve: [calculator]}]",
+        ),
     ] {
         let desired = stack.desired();
         let agent = desired.tiers[0].containers.last().unwrap();
@@ -111,110 +114,6 @@ fn alternatives<'v>(root: &'v Value, schema: &'v Value) -> Vec<&'v Value> {
 }
 
 #[test]
-fn squid_accepts_its_configuration() {
-    let Some(squid) = program("ASSISTANT_SQUID_BIN") else { return };
-    let dir = tempfile::tempdir().unwrap();
-    let two = "tiers: [{name: a, port: 3001, egress: {hosts: [serv.amazingmarvin.com]}}, {name: b, port: 3002}]";
-    for stack in [Stack::drill(), Stack::with_tiers(two)] {
-        let desired = stack.desired();
-        let spec = desired.container("assistant-squid").unwrap();
-        unpack(spec, dir.path());
-        let here = dir.path().display().to_string();
-        for helper in ["squid-auth", "sni-helper"] {
-            write(&dir.path().join(helper), "#!/bin/sh\ncat\n", 0o755);
-        }
-        let conf = file(&desired, "assistant-squid", "squid.conf")
-            .replace("/etc/assistant", &here)
-            .replace("/usr/lib/assistant", &here)
-            .replace("/var/spool/squid", &here);
-        let path = dir.path().join("squid.conf");
-        write(&path, &conf, 0o644);
-        let output = Command::new(&squid).args(["-k", "parse", "-f"]).arg(&path).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{said}");
-        let bad = said.lines().filter(|line| ["FATAL", "ERROR", "WARNING"].iter().any(|bad| line.contains(bad)));
-        // RFC 9110 wants Via; here nobody upstream is told about the proxy.
-        assert_eq!(
-            bad.filter(|line| !line.contains("requires the use of Via")).collect::<Vec<_>>(),
-            Vec::<&str>::new()
-        );
-        write(&path, &conf.replace("http_access deny all", "http_access deny nobody all"), 0o644);
-        assert!(!Command::new(&squid).args(["-k", "parse", "-f"]).arg(&path).output().unwrap().status.success());
-    }
-}
-
-/// What the supervisor does when the log is large, with the signal it sends: no line is lost, and Squid goes on.
-#[test]
-fn squid_begins_a_new_log_when_told_and_serves_on() {
-    let Some(program) = program("ASSISTANT_SQUID_BIN") else { return };
-    let dir = tempfile::tempdir().unwrap();
-    // Started by root, Squid becomes another user.
-    std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
-    let desired = Stack::drill().desired();
-    unpack(desired.container("assistant-squid").unwrap(), dir.path());
-    let here = dir.path().display().to_string();
-    // Every user is known to them.
-    for helper in ["squid-auth", "sni-helper"] {
-        write(&dir.path().join(helper), "#!/bin/sh\nwhile read id rest; do echo \"$id OK\"; done\n", 0o755);
-    }
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let mut conf = String::new();
-    for line in file(&desired, "assistant-squid", "squid.conf").lines() {
-        match line.split_once(" ssl-bump ") {
-            Some((_, rest)) if line.starts_with("http_port ") => {
-                conf.push_str(&format!("http_port 127.0.0.1:{port} ssl-bump {rest}\n"));
-            }
-            _ => conf.push_str(&format!("{line}\n")),
-        }
-    }
-    for there in ["/etc/assistant", "/usr/lib/assistant", "/var/spool/squid", "/var/log/squid", "/run/squid"] {
-        conf = conf.replace(there, &here);
-    }
-    let path = dir.path().join("squid.conf");
-    write(&path, &conf, 0o644);
-    let child = Command::new(&program).args(["-N", "-f"]).arg(&path).stderr(Stdio::null()).spawn().unwrap();
-    let squid = Server { child, port, dir };
-
-    let (log, aside) = (squid.dir.path().join("access.log"), squid.dir.path().join("access.log.0"));
-    let lines = |path: &Path| std::fs::read_to_string(path).unwrap_or_default().lines().count();
-    // Each attempt is denied and leaves a line. One with credentials asks a helper, which must outlive the signal too.
-    let knock = || {
-        use std::io::Read;
-        let mut connection = std::net::TcpStream::connect(("127.0.0.1", squid.port)).unwrap();
-        let request = "CONNECT nowhere.example:443 HTTP/1.1\r\nHost: nowhere.example:443\r\n\
-                       Proxy-Authorization: Basic dGFza3M6eA==\r\n\r\n";
-        connection.write_all(request.as_bytes()).unwrap();
-        drop(connection.read_to_end(&mut Vec::new()));
-    };
-    wait_until("Squid listens", || std::net::TcpStream::connect(("127.0.0.1", squid.port)).is_ok());
-    knock();
-    wait_until("a line", || lines(&log) >= 1);
-    let before = lines(&log);
-    std::fs::rename(&log, &aside).unwrap();
-    knock();
-    wait_until("a line in what was put aside", || lines(&aside) > before);
-    assert!(!log.exists(), "no new log is begun unless told");
-    let pid = nix::unistd::Pid::from_raw(i32::try_from(squid.child.id()).unwrap());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGUSR1).unwrap();
-    wait_until("a new log", || log.exists());
-    let kept = lines(&aside);
-    knock();
-    wait_until("a line in the new log", || lines(&log) >= 1);
-    let line = std::fs::read_to_string(&log).unwrap();
-    assert!(line.contains("nowhere.example") && line.contains("\"user\":\"tasks\""), "{line}");
-    assert_eq!(lines(&aside), kept, "the old one grows no more");
-}
-
-#[allow(clippy::disallowed_methods, reason = "this is the wait for a condition, with a deadline")]
-fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = std::time::Instant::now() + Duration::from_secs(20);
-    while !done() {
-        assert!(std::time::Instant::now() < deadline, "waited in vain for: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-#[test]
 fn the_collector_accepts_its_configuration() {
     let Some(collector) = program("ASSISTANT_OTELCOL_BIN") else { return };
     let dir = tempfile::tempdir().unwrap();
@@ -228,10 +127,10 @@ fn the_collector_accepts_its_configuration() {
     }
 }
 
-struct Server {
-    child: std::process::Child,
-    port: u16,
-    dir: tempfile::TempDir,
+pub(crate) struct Server {
+    pub(crate) child: std::process::Child,
+    pub(crate) port: u16,
+    pub(crate) dir: tempfile::TempDir,
 }
 
 impl Drop for Server {

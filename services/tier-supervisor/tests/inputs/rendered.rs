@@ -1,6 +1,6 @@
 //! What stands in the rendered files.
 
-use assistant_proto::config::{AuditorConfig, BridgeConfig, BrokerConfig, Place, PrincipalKind};
+use assistant_proto::config::{AuditorConfig, BridgeConfig, BrokerConfig, Place, PrincipalKind, ToolRule};
 use policy::TierPolicy;
 use tier_supervisor::desired::{Content, Desired};
 
@@ -19,7 +19,7 @@ pub(crate) fn file(desired: &Desired, container: &str, name: &str) -> String {
 fn the_broker_gets_rules_that_its_policy_takes() {
     let desired = Stack::drill().desired();
     let config: BrokerConfig = serde_json::from_str(&file(&desired, "assistant-secret-broker", "config.json")).unwrap();
-    let [tier] = config.tiers.as_slice() else { panic!() };
+    let [tier, ..] = config.tiers.as_slice() else { panic!() };
     assert_eq!(tier.name.as_str(), "tasks");
     assert!(!tier.background);
     assert_eq!(tier.tier_address.to_string(), "10.87.16.2");
@@ -45,9 +45,12 @@ fn the_broker_gets_rules_that_its_policy_takes() {
     assert_eq!((name.as_str(), template.as_str()), ("x-api-token", "{}"));
     assert!(TierPolicy::compile(&tier.name, &tier.rules).is_ok());
     assert_eq!(tier.mcp_servers[0].address.to_string(), "10.87.17.30:8811");
-    assert!(tier.mcp_servers[0].tools.iter().any(|tool| tool == "get_tasks"));
+    let ToolRule::Only(tools) = &tier.mcp_servers[0].tools else { panic!() };
+    assert!(tools.iter().any(|tool| tool == "get_tasks"));
     assert_eq!(config.squid.to_string(), "10.87.3.8:3128");
-    assert_eq!(config.model.base_url, "https://model.drill.example/v1");
+    let [route] = config.models.as_slice() else { panic!("{:?}", config.models) };
+    assert_eq!((route.confidential.as_str(), route.litellm.port()), ("none", 4000));
+    assert_eq!(route.models, ["assistant", "thinker"]);
     assert_eq!(config.common.bus.url, "tls://10.87.1.5:4222");
     assert_eq!(config.common.telemetry.otlp_endpoint.as_deref(), Some("http://10.87.2.6:4317"));
     // Every file it names is one that is rendered.
@@ -63,9 +66,12 @@ fn the_broker_gets_rules_that_its_policy_takes() {
     rendered(&config.upstream_roots[0]);
     rendered(&tier.mcp_servers[0].token_file);
     rendered(&config.squid_users_dir.join("tasks"));
-    rendered(&config.squid_users_dir.join("models"));
     rendered(&config.secrets_dir.join("marvin_api_key"));
-    rendered(&config.secrets_dir.join("model_api_key"));
+    rendered(&route.key_file);
+    // Keys of models and users of services are not the broker's.
+    for not in ["squid-users/models", "secrets/model_api_key"] {
+        assert!(!spec.files.iter().any(|file| file.path.ends_with(not)), "{not}");
+    }
 }
 
 #[test]
@@ -73,7 +79,7 @@ fn the_auditor_knows_who_asks_for_which_names() {
     let desired = Stack::drill().desired();
     let config: AuditorConfig =
         serde_json::from_str(&file(&desired, "assistant-egress-auditor", "config.json")).unwrap();
-    let [tier, tools] = config.zones.as_slice() else { panic!() };
+    let [tier, tools, ..] = config.zones.as_slice() else { panic!() };
     let names = |zone: &assistant_proto::config::Zone| -> Vec<String> {
         zone.names.iter().map(|(name, address)| format!("{name}={address}")).collect()
     };
@@ -114,7 +120,10 @@ fn squid_lets_each_user_reach_its_own_hosts_only() {
     assert_eq!(file(&desired, "assistant-squid", "lists/tier-tasks.txt"), "serv.amazingmarvin.com\n");
     assert_eq!(file(&desired, "assistant-squid", "lists/service-models.txt"), "model.drill.example\n");
     let users = file(&desired, "assistant-squid", "users");
-    assert_eq!(users.lines().map(|line| line.split(':').next().unwrap()).collect::<Vec<_>>(), ["models", "tasks"]);
+    assert_eq!(
+        users.lines().map(|line| line.split(':').next().unwrap()).collect::<Vec<_>>(),
+        ["tasks", "updates", "unrestricted", "models"]
+    );
     // The order that the floor depends on.
     let first = |needle: &str| lines.iter().position(|line| line.contains(needle)).unwrap();
     let last = |needle: &str| lines.iter().rposition(|line| line.contains(needle)).unwrap();
@@ -136,7 +145,7 @@ fn a_tier_called_like_a_service_user_is_refused_or_apart() {
 
 #[test]
 fn a_tier_without_hosts_reaches_a_name_that_cannot_exist() {
-    let desired = Stack::with_tiers("tiers: [{name: quiet, port: 3001}]").desired();
+    let desired = Stack::with_tiers("tiers: [{name: quiet, port: 3001, identity: x}]").desired();
     assert_eq!(file(&desired, "assistant-squid", "lists/tier-quiet.txt"), "nowhere.invalid\n");
 }
 

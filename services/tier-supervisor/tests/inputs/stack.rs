@@ -55,6 +55,10 @@ impl Stack {
             "nats": "assistant/nats:1", "jaeger": "assistant/jaeger:1", "otel-collector": "assistant/otel-collector:1",
             "secret-broker": "assistant/secret-broker:1", "egress-auditor": "assistant/egress-auditor:1",
             "channel-bridge": "assistant/channel-bridge:1", "probe": "assistant/probe:1",
+            "litellm": "assistant/litellm:1", "privatemode-proxy": "assistant/privatemode-proxy:1",
+            "prometheus": "assistant/prometheus:1", "grafana": "assistant/grafana:1",
+            "zeroclaw-docker": "assistant/zeroclaw-docker:1", "sandbox-daemon": "assistant/sandbox-daemon:1",
+            "sandbox-filter": "assistant/sandbox-filter:1",
             "zeroclaw/amazing-marvin-mcp:local": "assistant/mcp-amazing-marvin:1"
         });
         write(&at("images.json"), &images.to_string(), 0o644);

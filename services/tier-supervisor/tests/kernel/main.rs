@@ -15,6 +15,7 @@ mod around;
 mod denied;
 mod frames;
 mod reader;
+mod squid;
 mod world;
 
 use std::io::{Read, Write};
@@ -25,10 +26,10 @@ use std::time::Duration;
 use denied::denied;
 use frames::{ACK, BROADCAST, ICMP, SYN, TCP, UDP, arp, ethernet, ipv4, ipv6_ping, tcp, udp, unreachable};
 use reader::Reader;
-use tier_supervisor::{kernel, netns, routes};
+use tier_supervisor::{kernel, netns};
 use world::{
-    AGENT, AUDITOR, BRIDGE, BROKER, BUS_GATEWAY, NATS, NEW, OUTSIDE, PATIENCE, RESOLVER, SQUID, TIER_GATEWAY, World,
-    desired, is_root, run, wait_for,
+    AGENT, AUDITOR, BRIDGE, BROKER, BUS_GATEWAY, NATS, NEW, OUTSIDE, PATIENCE, TIER_GATEWAY, World, desired, is_root,
+    run, wait_for,
 };
 
 #[test]
@@ -155,7 +156,7 @@ fn a_port_that_is_not_in_the_table_carries_nothing() {
 }
 
 /// Accepts one connection in a namespace and echoes four bytes.
-fn serve(inside: impl FnOnce() -> TcpListener, work: impl FnOnce()) {
+pub(crate) fn serve(inside: impl FnOnce() -> TcpListener, work: impl FnOnce()) {
     let listener = inside();
     std::thread::scope(|scope| {
         scope.spawn(move || {
@@ -168,7 +169,7 @@ fn serve(inside: impl FnOnce() -> TcpListener, work: impl FnOnce()) {
     });
 }
 
-fn echo(to: Ipv4Addr, port: u16) -> std::io::Result<()> {
+pub(crate) fn echo(to: Ipv4Addr, port: u16) -> std::io::Result<()> {
     let mut stream = TcpStream::connect_timeout(&SocketAddr::from((to, port)), Duration::from_secs(5))?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.write_all(b"echo")?;
@@ -179,7 +180,7 @@ fn echo(to: Ipv4Addr, port: u16) -> std::io::Result<()> {
 }
 
 /// An attempt that is to die: it is not waited for.
-fn knock(to: Ipv4Addr, port: u16) {
+pub(crate) fn knock(to: Ipv4Addr, port: u16) {
     let address = SocketAddr::from((to, port));
     assert!(TcpStream::connect_timeout(&address, Duration::from_millis(50)).is_err(), "{address} answers");
 }
@@ -363,7 +364,7 @@ fn the_vm_dials_and_is_not_dialled() {
                 .status()
         })
     };
-    assert!(dial(0).unwrap().success() && dial(8711).unwrap().success());
+    assert!(dial(0).unwrap().success() && dial(8713).unwrap().success());
     assert!(!dial(65534).unwrap().success());
     assert!(netns::tcp_open(world.member(NATS).pid, 4222).unwrap());
     drop(listener);
@@ -377,75 +378,6 @@ fn the_vm_dials_and_is_not_dialled() {
     world.in_vm(kernel::unload).unwrap();
     world.inside(NATS, || TcpStream::connect_timeout(&SocketAddr::from((BUS_GATEWAY, 9999)), PATIENCE)).unwrap();
     drop(listener);
-}
-
-#[test]
-fn squid_leaves_by_443_into_the_drill_only() {
-    if !is_root() {
-        return;
-    }
-    let world = World::new();
-    world.load();
-    let desired = desired();
-    let squid = desired.container("assistant-squid").unwrap();
-    world.in_vm(|| netns::prepare(world.member(SQUID).pid, squid, &desired)).unwrap();
-    world.in_vm(|| routes::claim(&desired)).unwrap();
-    world.in_vm(|| routes::claim(&desired)).unwrap();
-    let mut reader = Reader::start(&world);
-
-    serve(
-        || world.outside(|| TcpListener::bind(("0.0.0.0", 443)).unwrap()),
-        || {
-            world.inside(SQUID, || echo(OUTSIDE, 443)).unwrap();
-        },
-    );
-    let resolver = world.outside(|| UdpSocket::bind((RESOLVER, 53)).unwrap());
-    let asker = world.inside(SQUID, || UdpSocket::bind("0.0.0.0:0").unwrap());
-    let mut bytes = [0; 4];
-    for socket in [&resolver, &asker] {
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    }
-    asker.send_to(b"name", (RESOLVER, 53)).unwrap();
-    let (_, from) = resolver.recv_from(&mut bytes).unwrap();
-    resolver.send_to(b"addr", from).unwrap();
-    asker.recv_from(&mut bytes).unwrap();
-    assert_eq!(&bytes, b"addr");
-
-    let everywhere = world.outside(|| TcpListener::bind(("0.0.0.0", 80)).unwrap());
-    for (to, port) in [(OUTSIDE, 80), (Ipv4Addr::new(169, 254, 169, 254), 443), (Ipv4Addr::new(192, 168, 1, 1), 443)] {
-        world.inside(SQUID, || knock(to, port));
-        reader.expect("squid elsewhere", "direct-address", "tcp", to, Some(port));
-    }
-    world.inside(SQUID, || UdpSocket::bind("0.0.0.0:0").unwrap().send_to(b"x", (OUTSIDE, 53)).unwrap());
-    reader.expect("another resolver", "direct-address", "udp", OUTSIDE, Some(53));
-    drop(everywhere);
-
-    // Another way out appears, and the routes lead there: the table still does not let it.
-    let vm = world.in_vm(|| {
-        run("ip", "link add zz5out type veth peer name zz5out1");
-        run("ip", "address add 198.51.100.129/25 dev zz5out");
-        run("ip", "link set zz5out up");
-        run("ip", "link set zz5out1 up");
-        run("ip", "neigh replace 198.51.100.130 lladdr 02:00:00:00:00:09 dev zz5out nud permanent");
-        routes::release().unwrap();
-        run("ip", "route add default via 198.51.100.130 dev zz5out");
-        routes::verify(&desired)
-    });
-    assert!(matches!(vm, Err(routes::RouteError::NotClaimed { .. })), "{vm:?}");
-    world.inside(SQUID, || knock(OUTSIDE, 443));
-    reader.expect("another way out", "direct-address", "tcp", OUTSIDE, Some(443));
-    reader.end();
-
-    // Without the drill's end nothing can be claimed.
-    world.in_vm(|| routes::claim(&desired)).unwrap();
-    world.in_vm(|| run("ip", "link set as-drill0 down"));
-    assert!(matches!(world.in_vm(|| routes::verify(&desired)), Err(routes::RouteError::NoDrill)));
-    assert!(matches!(world.in_vm(|| routes::claim(&desired)), Err(routes::RouteError::NoDrill)));
-    let mut live = desired.clone();
-    live.drill_table = None;
-    assert!(world.in_vm(|| routes::verify(&live)).is_err(), "rules of a drill are left");
-    world.in_vm(|| routes::claim(&live)).unwrap();
-    world.in_vm(|| routes::verify(&live)).unwrap();
 }
 
 #[test]

@@ -13,7 +13,8 @@ use nix::sys::socket::{
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 use tier_supervisor::desired::{
-    Attachment, ContainerSpec, Desired, Flow, Limits, LogCap, NetworkKind, NetworkSpec, Peer, Protocol, Ready, Role,
+    Attachment, Confinement, ContainerSpec, Desired, Flow, Limits, LogCap, NetworkKind, NetworkSpec, Peer, Protocol,
+    Ready, Role,
 };
 use tier_supervisor::kernel::{self, ContainerPort, Ruleset};
 use tier_supervisor::netns::{self, within};
@@ -337,7 +338,9 @@ pub(crate) fn desired() -> Desired {
         ],
         gates: Vec::new(),
         tiers: Vec::new(),
+        remarks: Vec::new(),
         dns_servers: vec![RESOLVER],
+        exits: Default::default(),
         drill_table: Some(DRILL_TABLE),
     }
 }
@@ -360,6 +363,7 @@ fn container(name: &str, network: &str, address: Ipv4Addr) -> ContainerSpec {
         dns: None,
         sysctls: Vec::new(),
         cap_add: Vec::new(),
+        confinement: Confinement::Standard,
         limits: Limits { memory_bytes: 0, pids: 0, nano_cpus: 0 },
         log: LogCap { max_size_bytes: 0, max_files: 0 },
         ready: Ready::Running,

@@ -1,9 +1,14 @@
 //! The three door services. Each is on every tier's networks that it serves, and on nothing it does not need.
 
-use super::super::{ContainerSpec, Content, DesiredError, Mount, MountSource, Role, VolumeSpec};
+use assistant_proto::config::Confidentiality;
+
+use super::super::outward::{has_messengers, has_route};
+use super::super::{ContainerSpec, DesiredError, Mount, MountSource, Role, VolumeSpec};
+use super::models::secret_file;
 use super::{DATA, Parts, limits, server_name};
 use crate::addresses::{self, BUS, HOST_AUDITOR, HOST_BRIDGE, HOST_BROKER, MODELS, TELEMETRY, TRANSIT};
 use crate::render;
+use crate::tokens::SQUID_CHANNELS_USER;
 
 const UID_BROKER: u32 = 8701;
 const UID_AUDITOR: u32 = 8702;
@@ -40,10 +45,18 @@ pub(super) fn secret_broker(parts: &Parts<'_>) -> Made {
     parts.public(&mut spec, "config.json", broker.json);
     parts.public(&mut spec, "intercept-ca.pem", parts.material.pki.intercept.certificate.clone());
     parts.private(&mut spec, "intercept-ca.key", parts.material.pki.intercept.key.expose().to_owned());
-    for (user, password) in parts.material.tokens.squid_users() {
-        parts.private(&mut spec, &format!("squid-users/{user}"), password.expose().to_owned());
+    for class in [Confidentiality::Required, Confidentiality::None] {
+        if has_route(parts, class) {
+            let master = parts.material.tokens.litellm(class);
+            let master = master.ok_or(DesiredError::Missing { what: "LiteLLM's master key" })?;
+            parts.private(&mut spec, &render::master_key_file(class), render::master_key(master));
+        }
     }
     for tier in &parts.config.tiers {
+        // Its own user, never a service's: no way leads from a tier's request to a service's hosts.
+        let password = parts.material.tokens.squid_user(tier.name.as_str());
+        let password = password.ok_or(DesiredError::Missing { what: "a user of Squid" })?;
+        parts.private(&mut spec, &format!("squid-users/{}", tier.name), password.expose().to_owned());
         for server in &tier.servers {
             let name = server_name(&tier.name, &server.name)?;
             let token = parts.wrapper_token(&name)?.expose().to_owned();
@@ -51,23 +64,27 @@ pub(super) fn secret_broker(parts: &Parts<'_>) -> Made {
         }
     }
     for secret in &broker.secrets {
-        let sha256 =
-            parts.material.secrets.get(secret).ok_or(DesiredError::Missing { what: "the hash of a secret" })?;
-        let source = parts.settings.secret_file(secret);
-        parts.private(&mut spec, &format!("secrets/{secret}"), Content::CopyOf { source, sha256: sha256.clone() });
+        secret_file(parts, &mut spec, &format!("secrets/{secret}"), secret)?;
     }
-    for (index, (source, sha256)) in parts.material.upstream_roots.iter().enumerate() {
-        let content = Content::CopyOf { source: source.clone(), sha256: sha256.clone() };
-        parts.public(&mut spec, &format!("roots/{index}.pem"), content);
-    }
+    parts.roots(&mut spec);
     parts.resolve(&mut spec, None);
     Ok((spec, Vec::new()))
 }
 
 pub(super) fn channel_bridge(parts: &Parts<'_>) -> Made {
     let mut spec = parts.service("channel-bridge", Role::ChannelBridge, UID_BRIDGE, limits(256, 128, 10))?;
-    for network in [BUS, TELEMETRY, TRANSIT] {
+    for network in [BUS, TELEMETRY] {
         parts.attach(&mut spec, network, HOST_BRIDGE)?;
+    }
+    if has_messengers(parts) {
+        parts.attach(&mut spec, TRANSIT, HOST_BRIDGE)?;
+        let password = parts.material.tokens.squid_user(SQUID_CHANNELS_USER);
+        let password = password.ok_or(DesiredError::Missing { what: "a user of Squid" })?.expose().to_owned();
+        parts.private(&mut spec, render::SQUID_PASSWORD_FILE, password);
+        for bot in &parts.settings.telegram {
+            secret_file(parts, &mut spec, &render::telegram_token_file(&bot.name), &bot.token_secret)?;
+        }
+        parts.roots(&mut spec);
     }
     tier_networks(parts, &mut spec, HOST_BRIDGE, false)?;
     parts.public(&mut spec, "config.json", render::bridge_config(parts)?);

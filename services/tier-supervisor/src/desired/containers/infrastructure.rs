@@ -1,16 +1,26 @@
-//! Third-party parts that belong to no tier: NATS, Jaeger, the collector, Squid.
+//! Third-party parts that belong to no tier: NATS, Jaeger, the collector, Prometheus, Grafana, Squid.
 
-use assistant_proto::config::{JAEGER_PORT, OTLP_PORT};
+use assistant_proto::config::{GRAFANA_PORT, JAEGER_PORT, OTLP_PORT, PROMETHEUS_PORT};
 
+use super::super::outward::export_endpoint;
 use super::super::{ASSISTANT_GID, ContainerSpec, DesiredError, Ready, Role, SQUID_LOG_DIR, VolumeSpec};
+use super::models::squid_url;
 use super::{DATA, ETC, Parts, limits, plain};
-use crate::addresses::{BUS, EGRESS, HOST_COLLECTOR, HOST_JAEGER, HOST_NATS, HOST_SQUID, TELEMETRY, TRANSIT};
+use crate::addresses::{
+    BUS, EGRESS, HOST_COLLECTOR, HOST_GRAFANA, HOST_JAEGER, HOST_NATS, HOST_PROMETHEUS, HOST_SQUID, TELEMETRY, TRANSIT,
+};
 use crate::render;
+use crate::tokens::SQUID_TELEMETRY_USER;
 
 const UID_SQUID: u32 = 8704;
 const UID_NATS: u32 = 8705;
 const UID_JAEGER: u32 = 8706;
 const UID_COLLECTOR: u32 = 8707;
+const UID_PROMETHEUS: u32 = 8708;
+const UID_GRAFANA: u32 = 8709;
+
+/// The one site under which a browser sees Grafana, through the loopback gate.
+pub(crate) const GRAFANA_SITE: (&str, u16) = ("grafana.localhost", 3030);
 
 type Made = Result<(ContainerSpec, Vec<VolumeSpec>), DesiredError>;
 
@@ -57,9 +67,90 @@ pub(super) fn collector(parts: &Parts<'_>) -> Made {
     spec.command = vec!["--config".to_owned(), format!("{ETC}/otel-collector.yaml")];
     spec.env = vec![plain("GOMEMLIMIT", "180MiB")];
     spec.ready = Ready::TcpFromVm { address, port: OTLP_PORT };
-    parts.public(&mut spec, "otel-collector.yaml", render::collector_yaml(address, jaeger));
+    let outside = outside(parts, &mut spec)?;
+    parts.public(&mut spec, "otel-collector.yaml", render::collector_yaml(address, jaeger, outside.as_ref()));
     parts.resolve(&mut spec, None);
     Ok((spec, Vec::new()))
+}
+
+/// The owner's collector, where there is one: then ours is on `transit`, and reaches it through Squid alone.
+fn outside(parts: &Parts<'_>, spec: &mut ContainerSpec) -> Result<Option<render::Outside>, DesiredError> {
+    const PROXY: &str = "keys/outside-proxy";
+    let Some(endpoint) = parts.settings.otlp_export.clone().filter(|_| export_endpoint(parts).is_some()) else {
+        return Ok(None);
+    };
+    parts.attach(spec, TRANSIT, HOST_COLLECTOR)?;
+    let proxy = render::secret_value(&squid_url(parts, SQUID_TELEMETRY_USER)?);
+    parts.private(spec, PROXY, proxy);
+    if !parts.material.upstream_roots.is_empty() {
+        spec.env.push(plain("SSL_CERT_FILE", format!("{ETC}/roots/0.pem")));
+        parts.roots(spec);
+    }
+    Ok(Some(render::Outside { endpoint, proxy_file: format!("{ETC}/{PROXY}"), headers: Vec::new() }))
+}
+
+/// Metrics and dashboards, as far as their images are on this machine: no wall needs them, and Grafana can only be pulled.
+pub(super) fn dashboards(parts: &Parts<'_>) -> Result<Vec<(ContainerSpec, Vec<VolumeSpec>)>, DesiredError> {
+    let mut made = Vec::new();
+    if parts.images.reference("prometheus").is_some() {
+        made.push(prometheus(parts)?);
+    }
+    if parts.images.reference("grafana").is_some() {
+        made.push(grafana(parts)?);
+    }
+    Ok(made)
+}
+
+fn prometheus(parts: &Parts<'_>) -> Made {
+    let (name, image) = ("assistant-prometheus", parts.image("prometheus")?);
+    let limits = limits(512, 128, 10);
+    let mut spec = parts.container(name, Role::Prometheus, image, UID_PROMETHEUS, ASSISTANT_GID, limits);
+    let address = parts.attach(&mut spec, TELEMETRY, HOST_PROMETHEUS)?;
+    spec.entrypoint = Some(vec!["/usr/bin/prometheus".to_owned()]);
+    spec.command = render::prometheus_arguments(address, ETC, DATA);
+    spec.env = vec![plain("GOMEMLIMIT", "400MiB")];
+    spec.ready = Ready::TcpInNetns { port: PROMETHEUS_PORT };
+    let collector = parts.address(TELEMETRY, HOST_COLLECTOR)?;
+    parts.public(&mut spec, "prometheus.yml", render::prometheus_yml(collector));
+    parts.public(&mut spec, "alerts.yml", render::ALERTS.to_owned());
+    let volume = parts.data(&mut spec, "prometheus", DATA);
+    parts.resolve(&mut spec, None);
+    Ok((spec, vec![volume]))
+}
+
+fn grafana(parts: &Parts<'_>) -> Made {
+    let (name, image) = ("assistant-grafana", parts.image("grafana")?);
+    let mut spec = parts.container(name, Role::Grafana, image, UID_GRAFANA, ASSISTANT_GID, limits(512, 128, 10));
+    let address = parts.attach(&mut spec, TELEMETRY, HOST_GRAFANA)?;
+    let grafana = render::Grafana {
+        address,
+        prometheus: parts.address(TELEMETRY, HOST_PROMETHEUS)?,
+        jaeger: parts.address(TELEMETRY, HOST_JAEGER)?,
+        site: (GRAFANA_SITE.0.to_owned(), GRAFANA_SITE.1),
+        etc: ETC.to_owned(),
+        data: DATA.to_owned(),
+    };
+    spec.entrypoint = Some(vec!["/usr/share/grafana/bin/grafana".to_owned()]);
+    spec.command =
+        vec!["server".to_owned(), "--homepath=/usr/share/grafana".to_owned(), format!("--config={ETC}/grafana.ini")];
+    // The image sets paths of its own in its environment, which would count for more than the file.
+    for (variable, path) in [
+        ("GF_PATHS_CONFIG", format!("{ETC}/grafana.ini")),
+        ("GF_PATHS_DATA", format!("{DATA}/grafana")),
+        ("GF_PATHS_LOGS", format!("{DATA}/grafana/log")),
+        ("GF_PATHS_PLUGINS", format!("{DATA}/grafana/plugins")),
+        ("GF_PATHS_PROVISIONING", format!("{ETC}/provisioning")),
+    ] {
+        spec.env.push(plain(variable, path));
+    }
+    spec.env.push(plain("GOMEMLIMIT", "400MiB"));
+    spec.ready = Ready::TcpInNetns { port: GRAFANA_PORT };
+    for (path, text) in grafana.files() {
+        parts.public(&mut spec, &path, text);
+    }
+    let volume = parts.data(&mut spec, "grafana", DATA);
+    parts.resolve(&mut spec, None);
+    Ok((spec, vec![volume]))
 }
 
 pub(super) fn squid(parts: &Parts<'_>) -> Made {

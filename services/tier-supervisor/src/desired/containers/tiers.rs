@@ -5,20 +5,36 @@ use assistant_proto::config::{GATEWAY_PORT, MCP_PORT, PROXY_PORT};
 use super::super::{
     Attachment, ContainerSpec, DesiredError, EnvVar, Limits, Mount, MountSource, Ready, RenderedFile, Role, VolumeSpec,
 };
-use super::{ETC, Parts, agent_name, limits, plain, server_name};
+use super::{ETC, Parts, agent_name, limits, plain, sandbox, server_name};
 use crate::addresses::{self, HOST_AGENT, HOST_AUDITOR, HOST_BROKER};
-use crate::config::{Server, Tier};
+use crate::config::{Runtime, Server, Tier};
 use crate::render;
 
-const UID_AGENT: u32 = 65_534;
+pub(super) const UID_AGENT: u32 = 65_534;
 const UID_MCP: u32 = 8_710;
+
+/// Key of our ZeroClaw in images.json.
+const ZEROCLAW: &str = "zeroclaw";
+/// The same, with a Docker client.
+const ZEROCLAW_DOCKER: &str = "zeroclaw-docker";
+
+/// How references of images begin that are built here.
+const OUR_IMAGES: &str = "assistant/";
+/// What speaks HTTP for a program that speaks on standard input and output.
+const WRAPPER: &str = "/usr/lib/assistant/mcp-stdio";
 
 type Made = Result<(ContainerSpec, Vec<VolumeSpec>), DesiredError>;
 
 pub(super) fn agent(parts: &Parts<'_>, tier: &Tier) -> Made {
     let name = agent_name(&tier.name)?;
-    let image =
-        parts.images.reference(&tier.image).ok_or(DesiredError::Missing { what: "the image of an agent" })?.to_owned();
+    let image = match tier.runtime {
+        // The same ZeroClaw, with a Docker client; unless the file names an image of its own.
+        Runtime::Docker if tier.image == ZEROCLAW => parts.image(ZEROCLAW_DOCKER)?,
+        Runtime::Docker | Runtime::Native => {
+            let missing = DesiredError::Missing { what: "the image of an agent" };
+            parts.images.reference(&tier.image).ok_or(missing)?.to_owned()
+        }
+    };
     let limits =
         Limits { memory_bytes: tier.limits.memory_bytes, pids: tier.limits.pids, nano_cpus: tier.limits.nano_cpus };
     let mut spec = parts.container(name.as_str(), Role::Agent, image, UID_AGENT, UID_AGENT, limits);
@@ -52,6 +68,7 @@ pub(super) fn agent(parts: &Parts<'_>, tier: &Tier) -> Made {
     let config = parts.settings.render_dir(name.as_str()).join("config.toml");
     let mut volume = parts.data(&mut spec, name.as_str(), "/zeroclaw-data");
     volume.directories = vec![".zeroclaw".to_owned()];
+    sandbox::join(parts, tier, &mut spec, &mut volume);
     // After the volume: it lies inside it.
     spec.mounts.push(Mount {
         source: MountSource::Bind(config.clone()),
@@ -83,7 +100,15 @@ pub(super) fn mcp_server(parts: &Parts<'_>, tier: &Tier, server: &Server) -> Mad
     let address = parts.server_address(&tier.name, &server.name)?;
     spec.networks.push(Attachment { network: network.clone(), address });
     let broker = parts.address(&network, HOST_BROKER)?;
-    spec.entrypoint = Some(vec!["/usr/lib/assistant/mcp-stdio".to_owned()]);
+    spec.entrypoint = Some(vec![WRAPPER.to_owned()]);
+    if !spec.image.starts_with(OUR_IMAGES) {
+        // An image of somebody else has no wrapper in it. This one is linked statically: it needs nothing of the image.
+        spec.mounts.push(Mount {
+            source: MountSource::Bind(parts.settings.bin_dir.join("mcp-stdio")),
+            target: WRAPPER.to_owned(),
+            read_only: true,
+        });
+    }
     spec.command = [
         "--listen",
         &format!("0.0.0.0:{MCP_PORT}"),
@@ -100,11 +125,10 @@ pub(super) fn mcp_server(parts: &Parts<'_>, tier: &Tier, server: &Server) -> Mad
         "--env-file",
         &format!("{ETC}/env"),
         "--",
-        // Every image of an MCP server provides it.
-        "/usr/local/bin/mcp-server",
     ]
     .map(ToOwned::to_owned)
     .to_vec();
+    spec.command.extend(server.command.iter().cloned());
     spec.working_dir = Some("/tmp".to_owned());
     spec.ready = Ready::TcpInNetns { port: MCP_PORT };
     let wrapper = parts.wrapper_token(&name)?.expose().to_owned();

@@ -1,8 +1,8 @@
 //! Spells a specification in Docker's words. Pure.
 //!
 //! What every container has, whatever its specification says, stands here and nowhere else: read-only root, no
-//! capabilities beyond the listed ones, no-new-privileges, the system calls of `seccomp.json`, no core dumps, no restart by
-//! Docker, a capped log.
+//! capabilities beyond the listed ones, no core dumps, no restart by Docker, a capped log; and what the two ways of being
+//! confined mean.
 
 use std::collections::HashMap;
 
@@ -15,7 +15,9 @@ use bollard::models::{
     VolumeCreateRequest,
 };
 
-use crate::desired::{Attachment, ContainerSpec, Mount, MountSource, NetworkKind, NetworkSpec, VolumeSpec};
+use crate::desired::{
+    Attachment, Confinement, ContainerSpec, Mount, MountSource, NetworkKind, NetworkSpec, VolumeSpec,
+};
 use crate::observed::{LABEL_MANAGED, LABEL_MODE, LABEL_ROLE, LABEL_SPEC, LABEL_TIER};
 use crate::plan::network_hash;
 
@@ -26,6 +28,11 @@ use crate::plan::network_hash;
 ///
 /// It is part of every specification's hash: who changes it has every container made again.
 const SYSTEM_CALLS: &str = include_str!("seccomp.json");
+
+/// The same for a rootless Docker daemon, and what makes containers inside a user namespace: other namespaces, mounts, a
+/// root of their own. Still no socket but Unix, IP and netlink, no io_uring, no ptrace, no bpf, no module, no 32-bit calls:
+/// what is nested cannot have what the daemon has not.
+const ROOTLESS_SYSTEM_CALLS: &str = include_str!("seccomp-rootless.json");
 
 /// Docker's options for its bridge driver.
 const BRIDGE_NAME: &str = "com.docker.network.bridge.name";
@@ -159,10 +166,33 @@ fn host(spec: &ContainerSpec, network: Option<String>) -> HostConfig {
         privileged: Some(false),
         publish_all_ports: Some(false),
         readonly_rootfs: Some(true),
-        security_opt: Some(vec!["no-new-privileges:true".to_owned(), format!("seccomp={SYSTEM_CALLS}")]),
+        security_opt: Some(security(spec.confinement)),
+        masked_paths: proc_paths(spec.confinement),
+        readonly_paths: proc_paths(spec.confinement),
         tmpfs: Some(spec.tmpfs.iter().cloned().collect()),
         sysctls: Some(spec.sysctls.iter().cloned().collect()),
         ..HostConfig::default()
+    }
+}
+
+fn security(confinement: Confinement) -> Vec<String> {
+    match confinement {
+        Confinement::Standard => vec!["no-new-privileges:true".to_owned(), format!("seccomp={SYSTEM_CALLS}")],
+        Confinement::RootlessDaemon => {
+            // newuidmap gains CAP_SETUID from its file, which no-new-privileges would keep it from; Docker's AppArmor
+            // profile forbids every mount.
+            vec![format!("seccomp={ROOTLESS_SYSTEM_CALLS}"), "apparmor=unconfined".to_owned()]
+        }
+    }
+}
+
+/// The masked and the read-only paths of /proc. An empty list is none; absent, the engine's own. The kernel lets a user
+/// namespace mount a /proc of its own only where the one it sees hides nothing; what stays closed to uid 65534 there is
+/// closed by its permissions.
+fn proc_paths(confinement: Confinement) -> Option<Vec<String>> {
+    match confinement {
+        Confinement::Standard => None,
+        Confinement::RootlessDaemon => Some(Vec::new()),
     }
 }
 
@@ -228,9 +258,46 @@ mod tests {
         }
     }
 
+    #[test]
+    fn only_a_rootless_daemon_is_confined_less_and_it_is_on_no_network() {
+        let mut spec = samples::desired().containers[0].clone();
+        spec.confinement = Confinement::RootlessDaemon;
+        spec.cap_add = vec!["SETUID".to_owned(), "SETGID".to_owned()];
+        spec.networks.clear();
+        let body = wire(&spec);
+        let host = &body["HostConfig"];
+        let confined = serde_json::json!([format!("seccomp={ROOTLESS_SYSTEM_CALLS}"), "apparmor=unconfined"]);
+        assert_eq!(host["SecurityOpt"], confined);
+        assert_eq!((&host["MaskedPaths"], &host["ReadonlyPaths"]), (&serde_json::json!([]), &serde_json::json!([])));
+        assert_eq!(host["CapAdd"], serde_json::json!(["SETUID", "SETGID"]));
+        assert_eq!((&host["CapDrop"], &host["Privileged"]), (&serde_json::json!(["ALL"]), &false.into()));
+        assert_eq!((&host["NetworkMode"], &host["ReadonlyRootfs"]), (&"none".into(), &true.into()));
+        assert!(body.get("NetworkingConfig").is_none());
+        assert_ne!(body["Labels"][LABEL_SPEC], samples::desired().containers[0].spec_hash());
+    }
+
+    #[test]
+    fn a_rootless_daemon_may_call_what_others_may_and_what_makes_containers() {
+        let (standard, rootless) = (allowed(SYSTEM_CALLS), allowed(ROOTLESS_SYSTEM_CALLS));
+        let names = |list: &[(String, serde_json::Value)]| -> std::collections::BTreeSet<String> {
+            list.iter().map(|(name, _)| name.clone()).collect()
+        };
+        let more: Vec<String> = names(&rootless).difference(&names(&standard)).cloned().collect();
+        let made = "chroot clone3 fsconfig fsmount fsopen fspick listmount mount mount_setattr move_mount open_tree \
+            pivot_root setdomainname sethostname setns statmount umount2 unshare";
+        assert_eq!(more, made.split_ascii_whitespace().collect::<Vec<_>>());
+        assert!(names(&standard).is_subset(&names(&rootless)));
+        let families: Vec<u64> = rootless
+            .iter()
+            .filter(|(name, _)| name == "socket")
+            .map(|(_, arguments)| arguments[0]["value"].as_u64().unwrap())
+            .collect();
+        assert_eq!(families, [1, 2, 10, 16]);
+    }
+
     /// Names of the calls that are allowed, each with the arguments that allow it.
-    fn allowed() -> Vec<(String, serde_json::Value)> {
-        let profile: serde_json::Value = serde_json::from_str(SYSTEM_CALLS).unwrap();
+    fn allowed(profile: &str) -> Vec<(String, serde_json::Value)> {
+        let profile: serde_json::Value = serde_json::from_str(profile).unwrap();
         assert_eq!(profile["defaultAction"], "SCMP_ACT_ERRNO");
         for arch in profile["archMap"].as_array().unwrap() {
             assert!(["SCMP_ARCH_X86_64", "SCMP_ARCH_AARCH64"].contains(&arch["architecture"].as_str().unwrap()));
@@ -249,7 +316,7 @@ mod tests {
 
     #[test]
     fn sockets_are_of_kinds_that_the_walls_see() {
-        let allowed = allowed();
+        let allowed = allowed(SYSTEM_CALLS);
         let of = |call: &str| -> Vec<(u64, usize)> {
             let rules = allowed.iter().filter(|(name, _)| name == call);
             rules
@@ -268,7 +335,7 @@ mod tests {
 
     #[test]
     fn what_goes_round_the_walls_is_not_called() {
-        let allowed = allowed();
+        let allowed = allowed(SYSTEM_CALLS);
         let closed = "socketcall io_uring_setup io_uring_enter io_uring_register clone3 unshare setns mount umount2 pivot_root \
             chroot fsopen move_mount open_tree ptrace process_vm_readv process_vm_writev pidfd_getfd kcmp bpf perf_event_open \
             userfaultfd keyctl add_key request_key init_module finit_module delete_module kexec_load reboot swapon \

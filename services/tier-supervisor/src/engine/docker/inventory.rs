@@ -12,7 +12,11 @@ use bollard::models::{
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use crate::engine::LogLine;
 use crate::observed::{Container, Endpoint, Network, Owner, State, Volume};
+
+/// What Docker calls the network of a container that is on none.
+const NO_NETWORK: &str = "none";
 
 fn owner(labels: Option<&HashMap<String, String>>) -> Owner {
     Owner::from_labels(|name| labels.and_then(|labels| labels.get(name)).map(String::as_str))
@@ -42,7 +46,12 @@ pub(super) fn container(found: ContainerSummary) -> Option<Container> {
         name: name.strip_prefix('/').unwrap_or(&name).to_owned(),
         owner: owner(found.labels.as_ref()),
         state: State::Unknown,
-        networks: networks.into_iter().map(|(name, settings)| (name, endpoint(&settings))).collect::<BTreeMap<_, _>>(),
+        networks: networks
+            .into_iter()
+            // Docker lists the absence of a network like one.
+            .filter(|(name, _)| name != NO_NETWORK)
+            .map(|(name, settings)| (name, endpoint(&settings)))
+            .collect::<BTreeMap<_, _>>(),
         image: found.image.unwrap_or_default(),
     })
 }
@@ -73,6 +82,19 @@ pub(super) fn state(inspected: &ContainerInspectResponse) -> State {
 pub(super) fn restart_policy(inspected: &ContainerInspectResponse) -> String {
     let policy = inspected.host_config.as_ref().and_then(|host| host.restart_policy.as_ref());
     policy.and_then(|policy| policy.name).map_or_else(|| "unknown".to_owned(), |name| name.to_string())
+}
+
+/// Most of a line that is kept.
+const MOST_LINE: usize = 8 * 1024;
+
+/// A piece of a log with timestamps: RFC 3339 with nanoseconds, a space, the line. None when it does not begin so.
+pub(super) fn log_line(piece: &[u8]) -> Option<LogLine> {
+    let space = piece.iter().position(|byte| *byte == b' ')?;
+    let (time, text) = (piece.get(..space)?, piece.get(space.saturating_add(1)..)?);
+    let at = OffsetDateTime::parse(std::str::from_utf8(time).ok()?, &Rfc3339).ok()?;
+    let at = u64::try_from(at.unix_timestamp_nanos()).ok()?;
+    let text = text.strip_suffix(b"\n").unwrap_or(text);
+    Some(LogLine { at, text: text.get(..MOST_LINE).unwrap_or(text).to_vec() })
 }
 
 fn running(state: &ContainerState) -> State {
@@ -116,6 +138,25 @@ mod tests {
         let endpoint = found.networks.get("assistant-tier-tasks").unwrap();
         assert_eq!(endpoint.address, Some(Ipv4Addr::new(10, 87, 16, 20)));
         assert_eq!(endpoint.network_id, "n16");
+    }
+
+    #[test]
+    fn a_container_on_no_network_is_on_none() {
+        let none = LISTED.replace("assistant-tier-tasks", "none");
+        let found = container(serde_json::from_str(&none).unwrap()).unwrap();
+        assert!(found.networks.is_empty(), "{:?}", found.networks);
+    }
+
+    #[test]
+    fn lines_of_a_log_have_their_time() {
+        let line = log_line(b"1970-01-01T00:00:01.000000002Z {\"a\": \xff}\n").unwrap();
+        assert_eq!((line.at, line.text.as_slice()), (1_000_000_002, &b"{\"a\": \xff}"[..]));
+        let long = [b"2026-01-02T03:04:05Z ".as_slice(), &[b'x'; 20_000]].concat();
+        assert_eq!(log_line(&long).unwrap().text.len(), MOST_LINE);
+        assert_eq!(log_line(b"2026-01-02T03:04:05Z \n").unwrap().text, b"");
+        for bad in [&b""[..], b"hello", b"hello world", b"1969-01-01T00:00:00Z x"] {
+            assert_eq!(log_line(bad), None);
+        }
     }
 
     #[test]

@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use assistant_proto::config::Mode;
+use tokio::sync::mpsc;
 
 use crate::desired::{ContainerSpec, Desired, NetworkSpec, VolumeSpec};
-use crate::engine::{Engine, EngineError, Inventory};
+use crate::engine::{Engine, EngineError, Inventory, LogLine};
 use crate::floor::Verdict;
 use crate::kernel::KernelError;
 use crate::observed::{Container, Endpoint, Host, Network, Observed, Owner, Ownership, SquidLog, State, Table, Volume};
@@ -172,6 +173,10 @@ impl Engine for Fake {
 
     async fn log_tail(&self, _: &str, _: SystemTime, _: u16) -> Result<Vec<String>, EngineError> {
         Ok(vec!["the end \u{1b}[31m".to_owned()])
+    }
+
+    async fn follow_log(&self, _: &str, _: u64, _: &mpsc::Sender<LogLine>) -> Result<(), EngineError> {
+        Ok(())
     }
 
     async fn watch(&self, _: impl Fn() + Send) -> Result<(), EngineError> {
