@@ -96,8 +96,11 @@ remove_files() {
   while read -r reference; do
     docker image rm "$reference" >/dev/null || echo "$reference is in use and stays"
   done < <(docker image ls 'assistant/*' --format '{{.Repository}}:{{.Tag}}')
+  forget_pulled
 }
 
+again=deploy/up.sh
+[ "$mode" != drill ] || again="deploy/up.sh --drill"
 ui_plan 4 /var/log/assistant
 step "tier-supervisor" down-supervisor stop_supervisor
 step "Containers, networks, kernel table" down-stack take_away
@@ -106,5 +109,5 @@ step "Files" down-files remove_files
 if [ -n "$purge" ]; then
   say "The ${mode:-} stack and its data are gone. Compiled parts stay in $CACHE, logs in /var/log/assistant; remove them by hand if you like."
 else
-  say "The stack is down. Its data is kept; deploy/up.sh brings it back, deploy/down.sh --purge removes it."
+  say "The stack is down. Its data is kept; $again brings it back, deploy/down.sh --purge removes it."
 fi

@@ -18,8 +18,10 @@ Running it again is safe: what has not changed is left running.
   --pool A.B.0.0/16
                  Addresses for the stack's networks (default 10.87.0.0/16), for machines where those are taken.
   --refresh      Rebuild the base images from today's packages (security updates), then everything on top of them.
-  --build        Build every image on this machine. This is the default, and at present the only way.
-  --pull         Pull external images by digest instead. Not there yet: it comes together with the lock file of digests.
+  --build        Build every image on this machine that can be built; pull none.
+  --pull         Pull external images by their locked digests; one that cannot be pulled is an error. Without either, an
+                 image is pulled where a registry answers and nothing is compiled yet, and built otherwise. The same as
+                 ASSISTANT_IMAGES=build or pull. Digests: deploy/images.lock, deploy/images.sh --help.
   --help         This text.
 
 Logs are in /var/log/assistant. deploy/down.sh stops everything.
@@ -36,9 +38,8 @@ while [ $# -gt 0 ]; do
     --pool) [ $# -ge 2 ] || die "--pool needs a value." "For example: --pool 10.99.0.0/16"; pool=$2; shift ;;
     --pool=*) pool=${1#*=} ;;
     --refresh) refresh=1 ;;
-    --build) ;;
-    --pull) die "--pull is not there yet: images are pulled only by digests from a reviewed lock file, which comes later." \
-      "Leave it out: everything is then built on this machine, which takes longer the first time." ;;
+    --build) export ASSISTANT_IMAGES=build ;;
+    --pull) export ASSISTANT_IMAGES=pull ;;
     --help | -h) usage; exit 0 ;;
     *) die "up.sh does not know the option '$1'." "deploy/up.sh --help lists the options." ;;
   esac
@@ -50,6 +51,7 @@ case $pool in
   *) die "--pool must be a /16, not '$pool'." "For example: --pool 10.99.0.0/16" ;;
 esac
 
+image_policy >/dev/null
 become_root "$ASSISTANT_ROOT/deploy/up.sh" "${arguments[@]}"
 umask 022
 find_operator
@@ -92,9 +94,14 @@ ensure_compilers() {
 }
 
 build_programs() {
-  build_nats_server
+  unless_pulled nats build_nats_server
   build_nats_cli
   build_grpcurl
+}
+
+build_our_programs() {
+  build_rust
+  build_static_wrapper
 }
 
 install_programs() {
@@ -103,6 +110,7 @@ install_programs() {
     [ -x "$RUST_BIN/$name" ] || die "The program $name was not built." "Read $ASSISTANT_LOG_DIR/build-rust.log."
     if install_changed "$RUST_BIN/$name" "$ASSISTANT_LIBEXEC/$name" 755; then echo "installed $name"; fi
   done
+  if install_changed "$(static_wrapper)" "$ASSISTANT_LIBEXEC/mcp-stdio" 755; then echo "installed mcp-stdio"; fi
   install_operator_programs
 }
 
@@ -122,7 +130,8 @@ start_drill_internet() {
   install -d -m 700 "$state/doubles"
   daemon_ensure drill-internet "$(fingerprint "$ASSISTANT_LIBEXEC/drill-internet" "$state/secrets")" session \
     ip netns exec assistant-drill "$ASSISTANT_LIBEXEC/drill-internet" run --state-dir "$state/doubles" \
-    --marvin-token-file "$state/secrets/marvin_api_key" --model-key-file "$state/secrets/model_api_key"
+    --marvin-token-file "$state/secrets/marvin_api_key" --model-key-file "$state/secrets/model_api_key" \
+    --telegram-token-file "$state/secrets/telegram_bot_token"
   until [ -S /run/assistant-drill/control.sock ] && [ -s "$state/doubles/ca.pem" ]; do
     waited=$((waited + 1))
     if [ "$waited" -ge 300 ]; then
@@ -182,6 +191,7 @@ BANNER
   fi
   printf '\nWhat is up\n'
   "$ASSISTANT_LIBEXEC/tier-supervisor" status | ui_harmless | sed 's/^/  /'
+  { image_notes; settings_notes "$mode"; } | ui_harmless | sed 's/^/  /'
   cat <<SCREEN
 
 Where to look
@@ -202,20 +212,22 @@ if [ -n "$refresh" ]; then
   install -d "$ASSISTANT_STATE"
   date -u +%Y-%m-%d >"$ASSISTANT_STATE/base-generation"
 fi
-steps=16
-[ "$mode" = drill ] || steps=15
+steps=18
+[ "$mode" = drill ] || steps=17
 install -d -m 755 "$ASSISTANT_STATE"
 ui_plan "$steps" /var/log/assistant
 say "Bringing up the $mode stack. The first time this compiles everything, which takes long (docs/benchmarks.md); later it takes seconds."
 step "Packages of this machine" packages install_machine_packages
 step "Is everything in order here" preconditions check_preconditions
 step "Docker" docker ensure_docker
+step "External images" external-images choose_images "$IMAGE_SOURCES"
 step "Compilers" compilers ensure_compilers
-step "Our own services, in Rust" build-rust build_rust
+step "Our own services, in Rust" build-rust build_our_programs
 step "nats-server, nats and grpcurl" build-nats build_programs
-step "Jaeger" build-jaeger build_jaeger
-step "OpenTelemetry Collector" build-otelcol build_otelcol
+step "Jaeger" build-jaeger unless_pulled jaeger build_jaeger
+step "OpenTelemetry Collector" build-otelcol unless_pulled otel-collector build_otelcol
 step "Task server (amazing-marvin-mcp)" build-mcp build_mcp_amazing_marvin
+step "LiteLLM, the model router" build-litellm build_litellm
 step "ZeroClaw, the agent" build-zeroclaw build_zeroclaw
 step "Images" images build_images
 step "Programs" programs install_programs

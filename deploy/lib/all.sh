@@ -2,7 +2,7 @@
 # shellcheck shell=bash disable=SC1091
 
 _lib=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
-for _part in ui machine versions lock packages docker toolchain tools rust base images daemon settings operator; do
+for _part in ui machine versions lock packages docker toolchain tools rust base images sandbox images-lock external daemon settings operator; do
   # shellcheck source=/dev/null
   . "$_lib/$_part.sh"
 done

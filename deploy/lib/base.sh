@@ -10,7 +10,10 @@ flavour_packages() { # <flavour>
     plain) echo ca-certificates ;;
     agent) echo ca-certificates,curl ;;
     squid) echo ca-certificates,squid-openssl ;;
-    python) echo ca-certificates,python3 ;;
+    python) echo ca-certificates,libstdc++6,python3 ;;
+    prometheus) echo ca-certificates,prometheus ;;
+    sandbox) echo ca-certificates,curl,gh,git,jq,less,nodejs,npm,openssh-client,procps,python3,python3-pip,python3-venv,ripgrep,unzip,xz-utils,zip ;;
+    sandbox-daemon) echo ca-certificates,curl,docker.io,jq,libcap2-bin,rootlesskit,uidmap ;;
     probe) echo ca-certificates,curl,iproute2,iputils-ping,netcat-openbsd,python3 ;;
     toolchain) echo ca-certificates,gcc,g++,libc6-dev,make,pkg-config ;;
     *) die "There is no base image '$1'." "This is a mistake in deploy/lib; please report it." ;;

@@ -1,7 +1,7 @@
 # Our images: from Dockerfiles under deploy/images/, what was built before, and a base image. Sourced, never run.
 #
 # Owns: assistant/<name>:<hash>, $ASSISTANT_STATE/images.json, the removal of old generations.
-# Does not: compile (rust.sh, tools.sh), bootstrap (base.sh), or run a container.
+# Does not: compile (rust.sh, tools.sh), bootstrap (base.sh), pull (external.sh), or run a container.
 # shellcheck shell=bash
 
 IMAGES_FILE=$ASSISTANT_STATE/images.json
@@ -22,8 +22,14 @@ squid squid stage_squid $ours 8704:8700 var/log/squid,var/spool/squid
 nats plain stage_nats $NATS_SERVER_VERSION 8705:8700 var/lib/assistant
 jaeger plain stage_jaeger $JAEGER_VERSION 8706:8700 var/lib/assistant
 otel-collector plain stage_otelcol $OTELCOL_VERSION 8707:8700 var/lib/assistant
+litellm python stage_litellm $LITELLM_VERSION 8711:8700 var/lib/assistant
+prometheus prometheus stage_nothing $ours 8708:8700 var/lib/assistant
 zeroclaw agent stage_zeroclaw $ZEROCLAW_VERSION 65534:65534 zeroclaw-data
 mcp-amazing-marvin python stage_mcp_amazing_marvin $MARVIN_MCP_VERSION 8710:8700 var/lib/assistant
+zeroclaw-docker agent stage_zeroclaw_docker $ZEROCLAW_VERSION 65534:65534 zeroclaw-data,zeroclaw-data/workspace,run/sandbox-api
+sandbox sandbox stage_sandbox $ours 0:0 workspace
+sandbox-daemon sandbox-daemon stage_sandbox_daemon $ours 65534:65534 run/sandbox,run/user,var/lib/sandbox,zeroclaw-data/workspace
+sandbox-filter plain stage_sandbox_filter $ours 65534:65534 run/sandbox,run/sandbox-api
 probe probe stage_nothing $ours 65534:65534 var/lib/assistant
 TABLE
 }
@@ -64,6 +70,15 @@ stage_mcp_amazing_marvin() {
   rm -rf "$1/site/bin"
   chmod -R u=rwX,go=rX "$1/site"
   put "$RUST_BIN/mcp-stdio" "$1/helpers/mcp-stdio"
+}
+stage_litellm() {
+  local site
+  build_litellm
+  site=$TOOLS/$(tool_litellm)/site
+  cp -Rl "$site" "$1/site" 2>/dev/null || cp -R "$site" "$1/site"
+  rm -rf "$1/site/bin"
+  chmod -R u=rwX,go=rX "$1/site"
+  chmod 755 "$1/litellm-serve"
 }
 stage_nothing() { :; }
 
@@ -108,11 +123,16 @@ build_image() { # <name> <flavour> <stage function> <version> <user> <directorie
 
 # Builds every image, or those named, and writes images.json. What is there already is left alone.
 build_images() { # [<name>]...
-  local name flavour stage version user directories work json wanted=" $* "
+  local name flavour stage version user directories work json image wanted=" $* "
   work=$(mktemp -d)
   json=$(jq -n --arg base "$(base_image plain)" '{base: $base}')
   while read -r name flavour stage version user directories; do
     [ "$wanted" = "  " ] || [[ $wanted == *" $name "* ]] || continue
+    if image=$(pulled_image "$name"); then
+      echo "image $name was pulled"
+      json=$(jq --arg name "$name" --arg tag "$image" '.[$name] = $tag' <<<"$json")
+      continue
+    fi
     echo "image $name"
     (build_image "$name" "$flavour" "$stage" "$version" "$user" "$directories" "$work/tag")
     case $name in mcp-amazing-marvin) name=$MARVIN_CATALOGUE_IMAGE ;; esac
@@ -120,6 +140,9 @@ build_images() { # [<name>]...
   done < <(image_table)
   rm -rf "$work"
   [ "$wanted" = "  " ] || { printf '%s\n' "$json"; return 0; }
+  while read -r name image; do
+    json=$(jq --arg name "$name" --arg tag "$image" '.[$name] = $tag' <<<"$json")
+  done < <(pulled_only)
   printf '%s\n' "$json" >"$IMAGES_FILE.new"
   chmod 644 "$IMAGES_FILE.new"
   mv -f "$IMAGES_FILE.new" "$IMAGES_FILE"

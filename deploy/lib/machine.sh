@@ -14,7 +14,7 @@ export ASSISTANT_ROOT ASSISTANT_STATE ASSISTANT_LIBEXEC ASSISTANT_SETTINGS
 # sudo empties the environment; these say how this machine reaches the network and where its toolchains are.
 MACHINE_VARIABLES=(XDG_CACHE_HOME CARGO_HOME RUSTUP_HOME RUSTUP_TOOLCHAIN GOPATH GOPROXY GOSUMDB GONOSUMDB GOFLAGS
   HTTP_PROXY HTTPS_PROXY NO_PROXY http_proxy https_proxy no_proxy SSL_CERT_FILE SSL_CERT_DIR CURL_CA_BUNDLE
-  REQUESTS_CA_BUNDLE PIP_CERT PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_FIND_LINKS PIP_DEFAULT_TIMEOUT TERM)
+  REQUESTS_CA_BUNDLE PIP_CERT PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_FIND_LINKS PIP_DEFAULT_TIMEOUT ASSISTANT_IMAGES ASSISTANT_ENV_FILE TERM)
 
 # The PATH of a person who is not root lacks these on Debian, and sudo is given the person's, for the toolchains on it. Last,
 # so that nothing of the person's choice changes.

@@ -1,11 +1,17 @@
 # Secrets and tier-supervisor's own settings, for a drill or for real. Sourced, never run.
 #
-# Owns: $ASSISTANT_STATE/<mode>/secrets, /etc/assistant/supervisor.json. Does not: read a secret's value, or put one
-# anywhere but into its file.
+# Owns: $ASSISTANT_STATE/<mode>/secrets, /etc/assistant/supervisor.json. Does not: print a secret's value, or put one
+# anywhere but into its file. What `.env` means is tier-supervisor's to say (import-env); here it is only asked early
+# whether something is plainly missing, before an hour is spent.
 # shellcheck shell=bash
 
-SECRETS=(marvin_api_key model_api_key)
 LIVE_SETTINGS=/etc/assistant/live.json
+ENV_FILE=${ASSISTANT_ENV_FILE:-$ASSISTANT_ROOT/.env}
+# What became of each variable of .env, for the person and for settings_notes.
+ENV_REPORT=$ASSISTANT_STATE/live/env-report
+
+# In the drill: who its Telegram bot answers.
+DRILL_TELEGRAM_USER=1000001
 
 # In which mode the stack of this machine runs; empty when it does not.
 running_mode() {
@@ -16,51 +22,124 @@ running_mode() {
   fi
 }
 
+random_word() { # <bytes>
+  head -c "$1" /dev/urandom | base64 -w 0 | tr '+/' '-_' | tr -d '='
+}
+
 make_drill_secrets() {
   local directory=$ASSISTANT_STATE/drill/secrets name
   install -d -m 700 "$ASSISTANT_STATE/drill" "$directory"
-  for name in "${SECRETS[@]}"; do
+  for name in marvin_api_key model_api_key telegram_bot_token; do
     [ ! -s "$directory/$name" ] || continue
-    (umask 077 && head -c 32 /dev/urandom | base64 | tr '+/' '-_' | tr -d '=\n' >"$directory/$name.new")
+    # Telegram's tokens have a form, <number>:<35 characters>, that programs check.
+    (umask 077 && case $name in
+      telegram_bot_token) printf '%s:%.35s' 1000000001 "$(random_word 32)" ;;
+      *) random_word 32 ;;
+    esac >"$directory/$name.new")
     mv -f "$directory/$name.new" "$directory/$name"
     echo "made $directory/$name"
   done
 }
 
-# Everything that a live stack needs from its owner, said at once.
+# Whether .env gives a variable a value of its own. The strict reading is import-env's.
+env_gives() { # <name>
+  local value
+  [ -f "$ENV_FILE" ] || return 1
+  value=$(sed -n "s/^[[:space:]]*\(export[[:space:]]\+\)\{0,1\}$1=[[:space:]]*//p" "$ENV_FILE" | tail -n 1 | tr -d '\r')
+  value=$(printf '%s' "$value" | tr 'A-Z_' 'a-z-')
+  case $value in
+    '' | '#'* | '""'* | "''"* | *replace-with* | *change-me* | *changeme* | placeholder* | '"placeholder'* | "'placeholder"*) return 1 ;;
+  esac
+}
+
+live_secret() { [ -s "$ASSISTANT_STATE/live/secrets/$1" ]; } # <name>
+
+# Whether a tier uses Amazing Marvin, as far as can be seen without reading the files as tier-supervisor does.
+tiers_use_marvin() {
+  local file=$ASSISTANT_ROOT/tiers.yaml folder
+  if grep -Eq '^[^#]*secret:[[:space:]]*marvin_api_key' "$file" 2>/dev/null; then return 0; fi
+  while read -r folder; do
+    if grep -Eq '^[[:space:]]+marvin:' "$ASSISTANT_ROOT/$folder/registry.yaml" 2>/dev/null; then return 0; fi
+  done < <(sed -n "s/^[^#]*mcp_dir:[[:space:]]*['\"]\{0,1\}\([^#'\"[:space:]]*\).*/\1/p" "$file" 2>/dev/null)
+  return 1
+}
+
+# Everything that a live stack plainly needs from its owner, said at once.
 check_live() {
-  local missing=() name file mode
-  for name in "${SECRETS[@]}"; do
-    file=$ASSISTANT_STATE/live/secrets/$name
-    if [ ! -s "$file" ]; then
-      missing+=("$file is missing or empty. Put the $(secret_meaning "$name") into it:
-      sudo install -d -m 700 $ASSISTANT_STATE/live $ASSISTANT_STATE/live/secrets && sudo sh -c 'umask 077; cat > $file'")
-      continue
+  local missing=() file mode
+  if [ -e "$ENV_FILE" ] && [ ! -f "$ENV_FILE" ]; then missing+=("$ENV_FILE is not a file"); fi
+  if [ -f "$LIVE_SETTINGS" ]; then
+    if command -v jq >/dev/null 2>&1 && ! jq -e 'type == "object" and (.model == null or ((.model.base_url | type == "string") and (.model.models | type == "object" and length > 0)))' "$LIVE_SETTINGS" >/dev/null 2>&1; then
+      missing+=("$LIVE_SETTINGS must be JSON; its model needs base_url (text) and models (name for the tiers -> name at the provider)")
     fi
+  elif ! env_gives PRIVATEMODE_API_KEY && ! live_secret privatemode_api_key && ! env_gives OPENAI_BASE_URL &&
+    ! jq -e '.model != null' "$ASSISTANT_STATE/live/env.json" >/dev/null 2>&1; then
+    missing+=("a model. In $ENV_FILE, either PRIVATEMODE_API_KEY=<key> (prompts leave only through an attested enclave), or
+      OPENAI_BASE_URL=<https://.../v1>, OPENAI_MODEL=<its name there> and, where it asks for one, OPENAI_API_KEY=<key>
+      (any OpenAI-compatible endpoint, also one at home; not confidential). $LIVE_SETTINGS of earlier versions works too")
+  fi
+  if env_gives OPENAI_BASE_URL && ! env_gives OPENAI_MODEL; then
+    missing+=("OPENAI_MODEL in $ENV_FILE: which of the models at OPENAI_BASE_URL is meant")
+  fi
+  if env_gives TELEGRAM_BOT_TOKEN && ! env_gives TELEGRAM_ALLOWED_USER_IDS; then
+    missing+=("TELEGRAM_ALLOWED_USER_IDS in $ENV_FILE: the numeric ids of the people whom the bot may answer, separated by commas")
+  fi
+  if tiers_use_marvin && ! env_gives MARVIN_API_KEY && ! env_gives AMAZING_MARVIN_API_KEY && ! live_secret marvin_api_key; then
+    missing+=("the API token of Amazing Marvin, which tiers.yaml uses: MARVIN_API_KEY=<token> in $ENV_FILE, or take marvin out of
+      registry.yaml in the MCP folders that tiers.yaml names")
+  fi
+  for file in "$ASSISTANT_STATE"/live/secrets/*; do
+    [ -f "$file" ] || continue
     mode=$(stat -c '%a %u' "$file")
     case $mode in
       '600 0' | '400 0') ;;
       *) missing+=("$file has mode and owner $mode; it must be readable by root alone:  sudo chown root $file && sudo chmod 600 $file") ;;
     esac
   done
-  if [ ! -f "$LIVE_SETTINGS" ]; then
-    missing+=("$LIVE_SETTINGS is missing. It says where the model is, for example:
-      {\"model\": {\"base_url\": \"https://llm.example.org/v1\", \"models\": {\"assistant\": \"name-of-the-model-there\"}}}")
-  elif command -v jq >/dev/null 2>&1 && ! jq -e '(.model.base_url | type == "string") and (.model.models | type == "object" and length > 0)' "$LIVE_SETTINGS" >/dev/null 2>&1; then
-    missing+=("$LIVE_SETTINGS must be JSON with model.base_url (text) and model.models (name for the tiers -> name at the provider)")
-  fi
-  [ -f "$ASSISTANT_ROOT/tiers.yaml" ] || missing+=("$ASSISTANT_ROOT/tiers.yaml is missing: it declares the tiers. $ASSISTANT_ROOT/deploy/drill/tiers.yaml shows the form")
+  [ -f "$ASSISTANT_ROOT/tiers.yaml" ] || missing+=("$ASSISTANT_ROOT/tiers.yaml: it declares the tiers. $ASSISTANT_ROOT/deploy/drill/tiers.yaml shows the form")
   [ "${#missing[@]}" -gt 0 ] || return 0
   die "The live stack needs accounts, and something is missing:$(printf '\n  - %s' "${missing[@]}")" \
-    "Supply these, or try everything without any account first: deploy/up.sh --drill"
+    "Supply these ($ASSISTANT_ROOT/.env.example shows the form), or try everything without any account first: deploy/up.sh --drill"
 }
 
-secret_meaning() { # <name>
-  case $1 in
-    marvin_api_key) echo "API token of Amazing Marvin" ;;
-    model_api_key) echo "API key of the model provider" ;;
-    *) echo "value" ;;
+# Takes .env over, where there is one. Without it, what an earlier one said still holds.
+import_env() {
+  local said
+  install -d -m 700 "$ASSISTANT_STATE/live" "$ASSISTANT_STATE/live/secrets"
+  [ -f "$ENV_FILE" ] || return 0
+  if ! said=$("$ASSISTANT_LIBEXEC/tier-supervisor" import-env --file "$ENV_FILE" --state-dir "$ASSISTANT_STATE/live" --report 2>&1); then
+    die "$ENV_FILE is not right:
+$said" "Mend these lines, then run the same command again."
+  fi
+  case $(stat -c %a "$ENV_FILE") in
+    *[1-7][0-7] | *[0-7][1-7]) said+=$'\n'"note: others can read $ENV_FILE; run: chmod 600 $ENV_FILE" ;;
   esac
+  (umask 077 && printf '%s\n' "$said" >"$ENV_REPORT.new")
+  mv -f "$ENV_REPORT.new" "$ENV_REPORT"
+  cat "$ENV_REPORT"
+}
+
+# What the person should still do about .env, one line each; for up.sh's last screen. What there is to know about
+# tiers.yaml, the status says.
+settings_notes() { # <mode>
+  [ "$1" = live ] && [ -f "$ENV_FILE" ] && [ -s "$ENV_REPORT" ] || return 0
+  grep -E 'remove the line|: not known;|^note: ' "$ENV_REPORT" | sed "s|^line |$ENV_FILE line |" || true
+}
+
+# Images of MCP folders that are on this machine though the stack neither built nor pulled them: by their id, so that a
+# tag that moves changes nothing. What is not here stays unknown, and tier-supervisor says at which line it is named.
+take_catalogue_images() { # <tiers file>
+  local image id json
+  json=$(cat "$IMAGES_FILE")
+  while read -r image; do
+    if jq -e --arg name "$image" 'has($name)' <<<"$json" >/dev/null; then continue; fi
+    id=$(docker image inspect --format '{{.Id}}' "$image" 2>/dev/null) || continue
+    echo "image $image is on this machine: $id"
+    json=$(jq --arg name "$image" --arg id "$id" '.[$name] = $id' <<<"$json")
+  done < <("$ASSISTANT_LIBEXEC/tier-supervisor" catalogue-images --tiers-file "$1")
+  printf '%s\n' "$json" >"$IMAGES_FILE.new"
+  chmod 644 "$IMAGES_FILE.new"
+  mv -f "$IMAGES_FILE.new" "$IMAGES_FILE"
 }
 
 # Resolvers of the machine that are not its own loopback: those Squid can ask.
@@ -72,24 +151,34 @@ machine_resolvers() {
   done | awk '!seen[$0]++'
 }
 
-# Which trust anchors, resolvers and models: the drill's own, or the owner's.
+# Which trust anchors, resolvers, models and bots: the drill's own, or the owner's. live.json is what came before .env, and
+# says what .env does not.
 mode_settings() { # <mode>
   if [ "$1" = drill ]; then
-    jq -n --arg state "$ASSISTANT_STATE/drill" --arg root "$ASSISTANT_ROOT" '{
+    jq -n --arg state "$ASSISTANT_STATE/drill" --arg root "$ASSISTANT_ROOT" --argjson user "$DRILL_TELEGRAM_USER" '{
       tiers_file: "\($root)/deploy/drill/tiers.yaml", dns_servers: ["198.51.100.53"],
       upstream_roots: ["\($state)/doubles/ca.pem"], drill_table: 8787,
       model: {base_url: "https://model.drill.example/v1", key_secret: "model_api_key",
-        models: {assistant: "drill-model", thinker: "drill-model"}}}'
+        models: {assistant: "drill-model", thinker: "drill-model"}}, tee: null,
+      telegram: [{name: "telegram", token_secret: "telegram_bot_token", allowed_user_ids: [$user]}], otlp_export: null}'
   else
-    jq --arg root "$ASSISTANT_ROOT" --arg resolvers "$(machine_resolvers)" '{
-      tiers_file: "\($root)/tiers.yaml", dns_servers: (.dns_servers // ($resolvers | split("\n") | map(select(. != "")))),
+    local live='{}' env='{}'
+    [ ! -f "$LIVE_SETTINGS" ] || live=$(cat "$LIVE_SETTINGS")
+    [ ! -f "$ASSISTANT_STATE/live/env.json" ] || env=$(cat "$ASSISTANT_STATE/live/env.json")
+    jq -n --arg root "$ASSISTANT_ROOT" --arg resolvers "$(machine_resolvers)" --argjson live "$live" --argjson env "$env" \
+      --argjson keyed "$(live_secret model_api_key && echo true || echo false)" '{
+      tiers_file: "\($root)/tiers.yaml",
+      dns_servers: ($live.dns_servers // ($resolvers | split("\n") | map(select(. != "")))),
       upstream_roots: [], drill_table: null,
-      model: {base_url: .model.base_url, key_secret: "model_api_key", models: .model.models}}' "$LIVE_SETTINGS"
+      model: ($env.model // (if $live.model then $live.model | {base_url, models,
+        key_secret: (if $keyed then "model_api_key" else null end)} else null end)),
+      tee: $env.tee, telegram: ($env.telegram // []), otlp_export: $env.otlp_export}'
   fi
 }
 
 write_settings() { # <mode> <pool>
   local new=$ASSISTANT_SETTINGS.wanted
+  [ "$1" = drill ] || import_env
   install -d -m 755 "$(dirname "$ASSISTANT_SETTINGS")"
   mode_settings "$1" | jq --arg mode "$1" --arg root "$ASSISTANT_ROOT" --arg state "$ASSISTANT_STATE" --arg pool "$2" \
     --arg bin "$ASSISTANT_LIBEXEC" --arg user "$OPERATOR" --argjson uid "$OPERATOR_UID" --arg home "$OPERATOR_HOME" '
@@ -97,8 +186,9 @@ write_settings() { # <mode> <pool>
       squid_template: "\($root)/squid/squid.conf.template", images_file: "\($state)/images.json",
       state_dir: "\($state)/\($mode)", run_dir: "/run/assistant", pool: $pool,
       operator: {user: $user, uid: $uid, home: $home}, bin_dir: $bin, dns_servers, upstream_roots, drill_table, model,
-      otlp: true, log_filter: "info"}' >"$new"
+      tee, telegram, otlp_export, otlp: true, log_filter: "info"}' >"$new"
   install -d -m 700 "$ASSISTANT_STATE/$1"
   install_changed "$new" "$ASSISTANT_SETTINGS" 644 || echo "settings have not changed"
+  take_catalogue_images "$(jq -r .tiers_file "$ASSISTANT_SETTINGS")"
   rm -f "$new"
 }

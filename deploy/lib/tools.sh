@@ -40,10 +40,17 @@ tool_zeroclaw() {
   printf 'zeroclaw-%s-%s' "$ZEROCLAW_VERSION" \
     "$(printf '%s' "$ZEROCLAW_VERSION|$ZEROCLAW_FEATURES|$(rust_version)|dev-nodebug" | short_hash)"
 }
+# Of the distribution, and never installed: its package would start a registry for everyone.
+tool_docker_registry() { printf 'docker-registry-%s' "$MACHINE_CODENAME"; }
+tool_prometheus() { printf 'prometheus-%s' "$MACHINE_CODENAME"; }
 tool_cargo_deny() { printf 'cargo-deny-%s' "$CARGO_DENY_VERSION"; }
 tool_mcp_amazing_marvin() {
   printf 'mcp-amazing-marvin-%s-%s' "$MARVIN_MCP_VERSION" \
     "$({ /usr/bin/python3 --version; cat "$ASSISTANT_ROOT"/deploy/images/mcp-amazing-marvin/{requirements,constraints}.txt; } | short_hash)"
+}
+tool_litellm() {
+  printf 'litellm-%s-%s' "$LITELLM_VERSION" \
+    "$({ /usr/bin/python3 --version; cat "$ASSISTANT_ROOT"/deploy/images/litellm/requirements.txt; } | short_hash)"
 }
 
 build_nats_server() { build_once "$(tool_nats_server)" go_install github.com/nats-io/nats-server/v2 "$NATS_SERVER_VERSION"; }
@@ -51,8 +58,11 @@ build_nats_cli() { build_once "$(tool_nats_cli)" go_install github.com/nats-io/n
 build_grpcurl() { build_once "$(tool_grpcurl)" go_install github.com/fullstorydev/grpcurl/cmd/grpcurl "$GRPCURL_VERSION"; }
 build_jaeger() { build_once "$(tool_jaeger)" compile_jaeger; }
 build_otelcol() { build_once "$(tool_otelcol)" compile_otelcol; }
+build_docker_registry() { build_once "$(tool_docker_registry)" unpack_docker_registry; }
+build_prometheus() { build_once "$(tool_prometheus)" unpack_prometheus; }
 build_cargo_deny() { build_once "$(tool_cargo_deny)" compile_cargo_deny; }
 build_zeroclaw() { build_once "$(tool_zeroclaw)" compile_zeroclaw; }
+build_litellm() { build_once "$(tool_litellm)" gather_litellm; }
 build_mcp_amazing_marvin() { build_once "$(tool_mcp_amazing_marvin)" gather_mcp_amazing_marvin; }
 
 # `go install` refuses Jaeger (its go.mod has replace lines); as a tool of a module of our own it resolves.
@@ -99,6 +109,23 @@ compile_cargo_deny() { # <directory>
   rm -rf "$CACHE/cargo-deny-target"
 }
 
+# Programs of a Debian package, without what installing it would start.
+unpack_programs() { # <package> <directory> <programs>...
+  local package=$1 program
+  cd "$2" || return 1
+  shift 2
+  as_operator apt-get download -q "$package" ||
+    die "The package $package cannot be downloaded." "Check that 'apt-get update' works, then run the same command again."
+  as_operator mkdir bin
+  for program in "$@"; do
+    as_operator dpkg-deb --fsys-tarfile "$package"_*.deb | as_operator tar -x --no-same-owner "./usr/bin/$program"
+    as_operator mv "usr/bin/$program" bin/
+  done
+  rm -rf usr "$package"_*.deb
+}
+unpack_docker_registry() { (unpack_programs docker-registry "$1" docker-registry); }
+unpack_prometheus() { (unpack_programs prometheus "$1" prometheus promtool); }
+
 # The machine's own Python: compiled parts then fit the Python of the image, which is of the same release.
 gather_mcp_amazing_marvin() { # <directory>
   local wanted=$ASSISTANT_ROOT/deploy/images/mcp-amazing-marvin
@@ -110,14 +137,24 @@ gather_mcp_amazing_marvin() { # <directory>
   as_operator /usr/bin/python3 -m compileall -q -f --invalidation-mode unchecked-hash -s "$1/site" -p /opt/mcp "$1/site" || true
 }
 
+# The same for LiteLLM; every wheel must have one of the hashes that are written down.
+gather_litellm() { # <directory>
+  as_operator env PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 /usr/bin/python3 -m pip install --quiet --no-compile --only-binary :all: \
+    --require-hashes --no-deps --requirement "$ASSISTANT_ROOT/deploy/images/litellm/requirements.txt" --target "$1/site" ||
+    die "The Python packages of LiteLLM cannot be downloaded, or are not the ones that were reviewed." \
+      "Check how this machine reaches its Python package index (pip config list), then run the same command again."
+  as_operator /usr/bin/python3 -m compileall -q -f --invalidation-mode unchecked-hash -s "$1/site" -p /opt/litellm "$1/site" || true
+}
+
 # Directories of the tools that tests start by themselves, for PATH.
 tools_path() { printf '%s/bin:%s/bin:%s/bin' "$TOOLS/$(tool_nats_server)" "$TOOLS/$(tool_nats_cli)" "$TOOLS/$(tool_grpcurl)"; }
 
 # Removes versions that nothing asks for any more.
 forget_old_tools() {
+  forget_old_sandbox_parts
   local keep path name
-  keep=" $(tool_nats_server) $(tool_nats_cli) $(tool_grpcurl) $(tool_jaeger) $(tool_otelcol) $(tool_zeroclaw) $(tool_mcp_amazing_marvin) "
-  for path in "$TOOLS"/{nats-server,nats-cli,grpcurl,jaeger,otelcol,zeroclaw,mcp-amazing-marvin}-*; do
+  keep=" $(tool_nats_server) $(tool_nats_cli) $(tool_grpcurl) $(tool_jaeger) $(tool_otelcol) $(tool_zeroclaw) $(tool_mcp_amazing_marvin) $(tool_litellm) $(tool_prometheus) $(tool_docker_registry) "
+  for path in "$TOOLS"/{nats-server,nats-cli,grpcurl,jaeger,otelcol,zeroclaw,mcp-amazing-marvin,litellm,prometheus,docker-registry}-*; do
     name=$(basename "$path")
     [ ! -d "$path" ] || [[ $keep == *" $name "* ]] || { echo "removing $name, superseded"; rm -rf "$path"; }
   done

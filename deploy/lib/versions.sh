@@ -12,3 +12,7 @@ JAEGER_VERSION=v1.62.0
 OTELCOL_VERSION=v0.161.0
 CARGO_DENY_VERSION=0.19.9
 MARVIN_MCP_VERSION=1.0.1
+LITELLM_VERSION=1.106.2
+# In the sandbox. The last pnpm that runs on the Node.js of every release we know.
+UV_VERSION=0.13.9
+PNPM_VERSION=10.34.9
