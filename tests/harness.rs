@@ -3,9 +3,12 @@
 pub mod agent;
 pub mod bus;
 pub mod command;
+pub mod metrics;
 pub mod plain;
 pub mod probe;
+pub mod search;
 pub mod sink;
+pub mod telegram;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -14,12 +17,24 @@ use std::time::{Duration, Instant};
 pub const SOCKETS: &str = "/run/assistant";
 /// State of the drill.
 pub const STATE: &str = "/var/lib/assistant/drill";
-/// The tier of the drill.
+/// The drill's first tier.
 pub const TIER: &str = "tasks";
 /// Its agent.
 pub const AGENT: &str = "zeroclaw-tasks";
 /// Its MCP server.
 pub const SERVER: &str = "mcp-tasks-marvin";
+/// The tier with a second identity.
+pub const UPDATES: &str = "updates";
+/// Its agent.
+pub const UPDATES_AGENT: &str = "zeroclaw-updates";
+/// Its MCP server.
+pub const UPDATES_SERVER: &str = "mcp-updates-marvin";
+/// The tier without an identity, whose commands run in a sandbox.
+pub const SANDBOXED: &str = "unrestricted";
+/// Its agent.
+pub const SANDBOXED_AGENT: &str = "zeroclaw-unrestricted";
+/// The engine of its sandbox.
+pub const SANDBOX: &str = "sandbox-unrestricted";
 
 /// The root of the project.
 #[must_use]

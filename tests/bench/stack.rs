@@ -39,6 +39,7 @@ pub(crate) struct Stack {
     tier_address: Ipv4Addr,
     tools_address: Ipv4Addr,
     squid_address: SocketAddrV4,
+    litellm_address: SocketAddrV4,
 }
 
 impl Stack {
@@ -71,6 +72,11 @@ impl Stack {
             tier_address: of_tier(&broker, "tier_address")?.parse()?,
             tools_address: of_tier(&broker, "tools_address")?.parse()?,
             squid_address: broker.get("squid").and_then(Value::as_str).context("no address of Squid")?.parse()?,
+            litellm_address: broker
+                .pointer("/models/0/litellm")
+                .and_then(Value::as_str)
+                .context("no address of LiteLLM")?
+                .parse()?,
         })
     }
 
@@ -115,7 +121,7 @@ impl Stack {
         Ok([direct, through_squid, through_both])
     }
 
-    /// To the model: direct, through Squid, through the model ingress (which goes through Squid).
+    /// To the model: direct, through LiteLLM (which goes through Squid), through the model ingress and LiteLLM.
     ///
     /// # Errors
     /// When a file of the drill is missing.
@@ -143,15 +149,17 @@ impl Stack {
             host: MODEL_HOST,
             ask: ask("drill-model", path, &secret("secrets/model_api_key")?),
         };
-        let through_squid = Route {
-            name: "Squid, from the broker's place",
+        let through_litellm = Route {
+            name: "LiteLLM and Squid, from the broker's place",
             place: self.broker.clone(),
-            dial: self.squid_address,
-            tunnel: Some(self.squid_user("models")?),
+            dial: self.litellm_address,
+            tls: None,
+            host: "litellm",
+            ask: ask("assistant", path, &secret("render/assistant-secret-broker/etc/litellm/none.key")?),
             ..direct.clone()
         };
         let through_ingress = Route {
-            name: "model ingress and Squid, from the agent's place",
+            name: "ingress, LiteLLM and Squid, from the agent's place",
             place: self.agent.clone(),
             dial: SocketAddrV4::new(self.tier_address, MODELS_PORT),
             tunnel: None,
@@ -159,7 +167,7 @@ impl Stack {
             host: "models",
             ask: ask("assistant", path, &secret(&format!("tokens/principal/{AGENT}"))?),
         };
-        Ok([direct, through_squid, through_ingress])
+        Ok([direct, through_litellm, through_ingress])
     }
 
     /// The proxy on the network of the MCP servers.

@@ -1,5 +1,6 @@
 //! Talks to a tier over channel-bridge's gRPC, as `deploy/chat.sh` does.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -9,9 +10,13 @@ use assistant_proto::channel::{ApprovalRequested, SendMessageRequest};
 use tonic::transport::{Channel, Endpoint};
 
 use super::SOCKETS;
+use super::command::inside;
 
 /// The longest a turn of the drill may take.
 const TURN: Duration = Duration::from_secs(120);
+
+/// What an agent of the drill asks permission for.
+const ASKING: &str = r#"!tool file_write {"path":"never.txt","content":"never"}"#;
 
 /// A turn that ended.
 #[derive(Debug, Default)]
@@ -47,6 +52,33 @@ pub async fn say_deciding(
     text: &str,
     decide: impl Fn(&ApprovalRequested) -> String,
 ) -> anyhow::Result<Turn> {
+    follow(tier, conversation, text, async |approval: &ApprovalRequested| decide(approval)).await
+}
+
+/// Does something while a turn of the tier runs: the agent is made to ask for permission, and gets no answer before.
+///
+/// # Errors
+/// As [`say_deciding`], and when the agent asks for nothing.
+pub async fn during_turn<T>(tier: &str, work: impl AsyncFn() -> T) -> anyhow::Result<(Turn, T)> {
+    let done = Mutex::new(None);
+    let conversation = format!("during-{}", uuid::Uuid::new_v4().simple());
+    let turn = follow(tier, &conversation, ASKING, async |approval: &ApprovalRequested| {
+        let result = work().await;
+        *done.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+        format!("NO {}", approval.code)
+    })
+    .await?;
+    let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let done = done.with_context(|| format!("the agent asked for nothing: {turn:?}"))?;
+    Ok((turn, done))
+}
+
+async fn follow(
+    tier: &str,
+    conversation: &str,
+    text: &str,
+    decide: impl AsyncFn(&ApprovalRequested) -> String,
+) -> anyhow::Result<Turn> {
     let mut client = ChannelServiceClient::new(connect("channel-bridge").await?);
     let request = |text: String| SendMessageRequest {
         tier: tier.to_owned(),
@@ -62,7 +94,7 @@ pub async fn say_deciding(
                 Some(Event::Accepted(accepted)) => turn.trace_id = accepted.trace_id,
                 Some(Event::ToolCall(call)) => turn.tools.push(call.title),
                 Some(Event::ApprovalRequested(approval)) => {
-                    let answer = decide(&approval);
+                    let answer = decide(&approval).await;
                     let mut stream = client.send_message(request(answer)).await?.into_inner();
                     while stream.message().await?.is_some() {}
                 }
@@ -71,7 +103,7 @@ pub async fn say_deciding(
                     turn.stop_reason = ended.stop_reason;
                 }
                 Some(Event::Failed(failed)) => turn.failure = format!("{} {}", failed.reason, failed.fix),
-                Some(Event::Text(_) | Event::ApprovalDecided(_)) | None => {}
+                Some(Event::Text(_) | Event::ApprovalDecided(_) | Event::Queued(_)) | None => {}
             }
         }
         anyhow::Ok(turn)
@@ -86,4 +118,29 @@ pub async fn say_deciding(
 pub async fn say(tier: &str, text: &str) -> anyhow::Result<Turn> {
     let conversation = format!("test-{}", uuid::Uuid::new_v4().simple());
     say_deciding(tier, &conversation, text, |approval| format!("NO {}", approval.code)).await
+}
+
+/// The door by which a container of a tier gets out, with its own credential.
+#[derive(Debug, Clone)]
+pub struct Door {
+    /// The container's name.
+    pub user: String,
+    /// Its token.
+    pub token: String,
+    /// Address and port of the proxy.
+    pub address: String,
+}
+
+impl Door {
+    /// The door of an agent, as its environment names it.
+    ///
+    /// # Errors
+    /// When it has none.
+    pub async fn of(agent: &str) -> anyhow::Result<Self> {
+        let proxy = inside(agent, &["sh", "-c", "echo $HTTPS_PROXY"]).await?.ok()?;
+        let proxy = proxy.trim().trim_start_matches("http://");
+        let (credential, address) = proxy.rsplit_once('@').context("HTTPS_PROXY carries no token")?;
+        let (user, token) = credential.split_once(':').context("HTTPS_PROXY carries no token")?;
+        Ok(Self { user: user.to_owned(), token: token.to_owned(), address: address.to_owned() })
+    }
 }

@@ -1,37 +1,41 @@
-//! `nats sub 'egress.denied.>'`, as a person types it, in the background.
+//! `nats sub 'egress.denied.>'` and the like, as a person types it, in the background.
 
+use std::fmt::Debug;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use assistant_proto::event::EgressDenied;
+use assistant_proto::event::{EgressDenied, Event};
 use service_kit::task::{OnEnd, Tasks};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
-/// A running `nats sub`. Ends when dropped.
+/// A running `nats sub` for one kind of event. Ends when dropped.
 #[derive(Debug)]
-pub struct Denials {
+pub struct Watch<E> {
     _child: Child,
-    seen: Arc<Mutex<Vec<(Instant, EgressDenied)>>>,
+    seen: Arc<Mutex<Vec<(Instant, E)>>>,
 }
 
-impl Denials {
+/// Attempts that died.
+pub type Denials = Watch<EgressDenied>;
+
+impl<E: Event + Clone + Debug> Watch<E> {
     /// Starts the bare command, with no context or server named, and waits until it listens.
     ///
     /// # Errors
     /// When it cannot be started or does not connect.
     pub async fn watch(tasks: &Tasks) -> anyhow::Result<Self> {
         let mut child = Command::new("nats")
-            .args(["sub", "egress.denied.>"])
+            .args(["sub", &format!("{}.>", E::TYPE)])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
             .context("nats")?;
-        let seen: Arc<Mutex<Vec<(Instant, EgressDenied)>>> = Arc::default();
+        let seen: Arc<Mutex<Vec<(Instant, E)>>> = Arc::default();
         let out = child.stdout.take().context("no standard output")?;
         let err = child.stderr.take().context("no standard error")?;
         let list = Arc::clone(&seen);
@@ -69,26 +73,28 @@ impl Denials {
 
     /// All that was seen so far.
     #[must_use]
-    pub fn seen(&self) -> Vec<(Instant, EgressDenied)> {
+    pub fn seen(&self) -> Vec<(Instant, E)> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Those that fit, so far.
+    #[must_use]
+    pub fn those(&self, fits: impl Fn(&E) -> bool) -> Vec<E> {
+        self.seen().into_iter().map(|(_, event)| event).filter(|event| fits(event)).collect()
     }
 
     /// Waits for one that fits.
     ///
     /// # Errors
     /// When none came in time; says what came.
-    pub async fn wait(&self, what: &str, fits: impl Fn(&EgressDenied) -> bool) -> anyhow::Result<EgressDenied> {
+    pub async fn wait(&self, what: &str, fits: impl Fn(&E) -> bool) -> anyhow::Result<E> {
         let found = super::until(what, Duration::from_secs(10), || {
             let found = self.seen().into_iter().map(|(_, event)| event).find(|event| fits(event));
             async move { Ok(found) }
         })
         .await;
         found.with_context(|| {
-            let seen: Vec<String> = self
-                .seen()
-                .iter()
-                .map(|(_, e)| format!("{:?} {} {:?} {}", e.layer, e.host, e.port, e.reason))
-                .collect();
+            let seen: Vec<String> = self.seen().iter().map(|(_, event)| format!("{event:?}")).collect();
             format!("seen: {seen:#?}")
         })
     }

@@ -7,7 +7,8 @@ use hyper_util::rt::TokioIo;
 use crate::doubles::control::Since;
 use crate::doubles::record::{Arrival, Entry};
 
-const SOCKET: &str = "/run/assistant-drill/control.sock";
+/// The control socket of the drill's internet.
+pub const SOCKET: &str = "/run/assistant-drill/control.sock";
 
 /// A place in the order of arrivals.
 #[derive(Debug, Clone, Copy)]
@@ -36,6 +37,13 @@ pub fn packets_to<'a>(entries: &'a [Entry], address: &str) -> Vec<&'a Entry> {
         .iter()
         .filter(|entry| matches!(&entry.arrival, Arrival::Packet { destination, .. } if destination == address))
         .collect()
+}
+
+/// HTTP requests to a double, as it answered them.
+#[must_use]
+pub fn requests_to<'a>(entries: &'a [Entry], wanted: &str) -> Vec<&'a Arrival> {
+    let arrivals = entries.iter().map(|entry| &entry.arrival);
+    arrivals.filter(|arrival| matches!(arrival, Arrival::Request { host, .. } if host == wanted)).collect()
 }
 
 /// DNS questions whose name contains `part`.

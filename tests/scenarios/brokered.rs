@@ -4,7 +4,7 @@ use assistant_proto::channel::ApprovalRequested;
 use assistant_tests::doubles::MARVIN_HOST;
 use assistant_tests::doubles::record::Arrival;
 use assistant_tests::harness::command::{inside, run};
-use assistant_tests::harness::{AGENT, SERVER, STATE, TIER, agent, sink};
+use assistant_tests::harness::{AGENT, SERVER, STATE, TIER, agent, search, sink};
 
 fn token() -> String {
     std::fs::read_to_string(format!("{STATE}/secrets/marvin_api_key")).unwrap().trim().to_owned()
@@ -58,32 +58,15 @@ async fn the_token_is_nowhere_in_the_tier() {
     for container in [AGENT, SERVER] {
         let state = run("docker", &["inspect", container]).await.unwrap().ok().unwrap();
         assert!(!state.contains(&token), "{container}: in its Docker configuration");
-        let pid = run("docker", &["inspect", "--format", "{{.State.Pid}}", container]).await.unwrap().ok().unwrap();
-        let pid = pid.trim();
-        // From the VM, as root: sees more than the tier ever could. Files of the container and of its volumes; then
-        // environment, arguments and memory of each of its processes.
-        let root = format!("/proc/{pid}/root");
-        let found = run("grep", &["-rlsF", "--devices=skip", "--exclude-dir=proc", "--exclude-dir=sys", &token, &root])
-            .await
-            .unwrap();
-        assert_eq!(found.out, "", "{container}: in its files");
-        for process in processes(container).await {
-            for part in ["environ", "cmdline"] {
-                let content = std::fs::read(format!("/proc/{process}/{part}")).unwrap();
-                assert!(!contains(&content, token.as_bytes()), "{container}: in {part} of {process}");
-            }
-        }
-        let memory = scan(container, token.as_bytes()).await;
+        assert_eq!(search::files(container, &token, &[]).await.unwrap(), "", "{container}: in its files");
+        assert_eq!(search::processes(container, &token).await.unwrap(), Vec::<String>::new(), "{container}");
+        let memory = search::memory(container, &token).await.unwrap();
         assert!(memory.bytes > 0, "control: no memory of {container} was read");
         assert_eq!(memory.found, Vec::<String>::new(), "{container}: in its memory");
     }
     // The same search finds the placeholder, so it would find the token.
     let agent_env = inside(SERVER, &["cat", "/etc/assistant/env"]).await.unwrap().ok().unwrap();
     assert!(agent_env.contains("PLACEHOLDER"), "control: {agent_env}");
-}
-
-fn contains(haystack: &[u8], needle: &[u8]) -> bool {
-    memchr::memmem::find(haystack, needle).is_some()
 }
 
 #[tokio::test]
@@ -96,7 +79,7 @@ async fn the_token_is_in_no_record_and_no_other_process() {
     for container in names.ok().unwrap().lines() {
         let logs = run("docker", &["logs", container]).await.unwrap();
         assert!(!logs.all().contains(&token), "{container}: in its log");
-        let memory = scan(container, token.as_bytes()).await;
+        let memory = search::memory(container, &token).await.unwrap();
         assert!(memory.bytes > 0, "control: no memory of {container} was read");
         if container == "assistant-secret-broker" {
             assert_ne!(memory.found, Vec::<String>::new(), "control: the search finds it where it must be");
@@ -116,43 +99,4 @@ async fn the_token_is_in_no_record_and_no_other_process() {
         kept += run("grep", &["-rlsaF", &turn.trace_id, place.trim()]).await.unwrap().out.lines().count();
     }
     assert!(kept >= 2, "control: the same search finds the turn's trace id on bus and audit store, found {kept}");
-}
-
-/// What a search of memory saw.
-struct Memory {
-    bytes: usize,
-    found: Vec<String>,
-}
-
-async fn processes(container: &str) -> Vec<u32> {
-    let listed = run("docker", &["top", container, "-eo", "pid"]).await.unwrap().ok().unwrap();
-    listed.lines().filter_map(|line| line.trim().parse().ok()).collect()
-}
-
-/// Searches every writable mapping of every process of a container: a secret cannot come from elsewhere than a file
-/// that was searched already.
-async fn scan(container: &str, needle: &[u8]) -> Memory {
-    use std::io::{Read, Seek, SeekFrom};
-    let mut memory = Memory { bytes: 0, found: Vec::new() };
-    for process in processes(container).await {
-        let maps = std::fs::read_to_string(format!("/proc/{process}/maps")).unwrap_or_default();
-        let Ok(mut file) = std::fs::File::open(format!("/proc/{process}/mem")) else { continue };
-        for line in maps.lines() {
-            let mut fields = line.split_whitespace();
-            let (Some(range), Some(mode)) = (fields.next(), fields.next()) else { continue };
-            let Some((from, to)) = range.split_once('-') else { continue };
-            let (Ok(from), Ok(to)) = (u64::from_str_radix(from, 16), u64::from_str_radix(to, 16)) else { continue };
-            if !mode.starts_with("rw") {
-                continue;
-            }
-            let mut bytes = Vec::new();
-            if file.seek(SeekFrom::Start(from)).is_ok() && (&file).take(to - from).read_to_end(&mut bytes).is_ok() {
-                memory.bytes += bytes.len();
-                if contains(&bytes, needle) {
-                    memory.found.push(format!("process {process}, {line}"));
-                }
-            }
-        }
-    }
-    memory
 }
