@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -131,7 +131,12 @@ impl Telegram {
     #[must_use]
     pub fn new(token: Zeroizing<String>) -> Self {
         let state = State {
-            next_update: 700_000_001,
+            // Who has seen the ids of another run remembers them.
+            next_update: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .ok()
+                .and_then(|since| i64::try_from(since.as_secs()).ok())
+                .unwrap_or(700_000_001),
             next_message: 1,
             updates: VecDeque::new(),
             sent: Vec::new(),
