@@ -61,11 +61,11 @@ async fn a_port_used_twice() {
 }
 
 #[tokio::test]
-async fn a_missing_secret_says_where_to_put_it() {
+async fn a_missing_secret_of_a_drill_says_what_makes_it() {
     let empty = tempfile::tempdir().unwrap();
     let state = empty.path().to_path_buf();
     let output = check(String::into_bytes, |settings| settings["state_dir"] = json!(state)).await;
-    refused(&output, &["marvin_api_key", "secrets/marvin_api_key"]);
+    refused(&output, &["marvin_api_key", "deploy/up.sh --drill"]);
 }
 
 #[tokio::test]
