@@ -1,11 +1,11 @@
 //! Where the commands of the tier `unrestricted` run, and what its agent cannot have run there.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use assistant_proto::event::{EgressDenied, Layer};
 use assistant_tests::harness::bus::Denials;
 use assistant_tests::harness::command::{Output, inside, run, run_within};
-use assistant_tests::harness::{SANDBOX, SANDBOXED, SANDBOXED_AGENT, agent};
+use assistant_tests::harness::{SANDBOX, SANDBOXED, SANDBOXED_AGENT, agent, until};
 use serde_json::Value;
 use service_kit::task::Tasks;
 
@@ -69,20 +69,32 @@ async fn a_command_of_the_agent_runs_nested_and_without_anything() {
 }
 
 /// What the sandbox's engine itself did since a time: kinds and actions of its events.
-async fn engine_did(since: u64) -> Vec<String> {
-    let now = seconds().saturating_add(1);
-    let url = format!("http://docker/events?since={since}&until={now}");
-    let socket = "/run/sandbox/docker.sock";
-    let said =
-        inside(SANDBOX, &["curl", "-sS", "-m", "10", "--unix-socket", socket, &url]).await.unwrap().ok().unwrap();
+async fn engine_did(since: Duration) -> Vec<String> {
+    let now = clock().as_secs().saturating_add(1);
+    let said = engine(&format!("/events?since={}.{:09}&until={now}", since.as_secs(), since.subsec_nanos())).await;
     said.lines()
         .map(|line| serde_json::from_str::<Value>(line).unwrap())
         .map(|event| format!("{} {}", event["Type"].as_str().unwrap(), event["Action"].as_str().unwrap()))
         .collect()
 }
 
-fn seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+/// The moment from which on what another test began is over.
+async fn idle() -> Duration {
+    until("the sandbox's engine has no container", Duration::from_secs(30), || async {
+        Ok((engine("/containers/json?all=true").await.trim() == "[]").then_some(()))
+    })
+    .await
+    .unwrap();
+    clock()
+}
+
+async fn engine(path: &str) -> String {
+    let (url, socket) = (format!("http://docker{path}"), "/run/sandbox/docker.sock");
+    inside(SANDBOX, &["curl", "-sS", "-m", "10", "--unix-socket", socket, &url]).await.unwrap().ok().unwrap()
+}
+
+fn clock() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap()
 }
 
 /// `docker` as the agent has it.
@@ -114,7 +126,7 @@ async fn what_would_lead_out_is_refused_and_told() {
         (&["docker", "volume", "create"], "docker volume"),
         (&["docker", "network", "create", "out"], "docker network"),
     ];
-    let since = seconds();
+    let since = idle().await;
     let command = ["id", "-u"];
     for (options, reason) in runs {
         let tasks = Tasks::default();
