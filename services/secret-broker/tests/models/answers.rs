@@ -15,8 +15,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use crate::stand::{DoubleBody, MODEL_KEY, PATIENCE, Setup, Stand, ask, content, http_double, post, send};
 use crate::{CHAT, hello, reason, with_json};
 
-#[tokio::test]
-async fn a_stream_passes_while_it_is_made() {
+/// A model whose answer is an event stream, said piece by piece.
+async fn streaming() -> (mpsc::Sender<&'static str>, Stand) {
     let (feed, chunks) = mpsc::channel::<&'static str>(4);
     let chunks = Mutex::new(Some(chunks));
     let stand = Stand::new(Setup::default(), move |_| {
@@ -25,6 +25,12 @@ async fn a_stream_passes_while_it_is_made() {
         Response::builder().header("content-type", "text/event-stream").body(StreamBody::new(frames).boxed()).unwrap()
     })
     .await;
+    (feed, stand)
+}
+
+#[tokio::test]
+async fn a_stream_passes_while_it_is_made() {
+    let (feed, stand) = streaming().await;
     let door = stand.models().await;
     let mut body = hello();
     body["stream"] = json!(true);
@@ -51,14 +57,7 @@ async fn a_stream_passes_while_it_is_made() {
 
 #[tokio::test]
 async fn a_caller_who_hangs_up_is_accounted_for() {
-    let (feed, chunks) = mpsc::channel::<&'static str>(4);
-    let chunks = Mutex::new(Some(chunks));
-    let stand = Stand::new(Setup::default(), move |_| {
-        let frames = ReceiverStream::new(chunks.lock().unwrap().take().unwrap())
-            .map(|text| Ok(Frame::data(Bytes::from_static(text.as_bytes()))));
-        Response::builder().header("content-type", "text/event-stream").body(StreamBody::new(frames).boxed()).unwrap()
-    })
-    .await;
+    let (feed, stand) = streaming().await;
     let door = stand.models().await;
     feed.send("data: 1\n\n").await.unwrap();
     let response = send(door, post(CHAT, hello().to_string())).await;
