@@ -12,6 +12,9 @@ esac
 program=/usr/local/lib/assistant/bin/channel-bridge
 socket=/run/assistant/channel-bridge.sock
 [ -x "$program" ] || die "The stack is not installed on this machine." "Run deploy/up.sh --drill first."
+# Who may not enter the directory cannot tell that the socket is there.
+[ ! -d "${socket%/*}" ] || [ -x "${socket%/*}" ] ||
+  die "You may not use ${socket%/*}: it belongs to the user who ran deploy/up.sh." "Run it as that user, or with sudo."
 [ -S "$socket" ] || die "The stack is not running, or channel-bridge is not up yet (there is no $socket)." "Run deploy/up.sh --drill."
-[ -w "$socket" ] || die "You may not use $socket: it belongs to the user who ran deploy/up.sh." "Run deploy/up.sh as yourself, or use sudo."
+[ -w "$socket" ] || die "You may not use $socket: it belongs to the user who ran deploy/up.sh." "Run it as that user, or with sudo."
 exec "$program" chat "$@"

@@ -39,6 +39,10 @@ list_images() {
 
 check_tags() {
   local name reference digest status moved=0 silent=0
+  if [ -z "$(locked_lines)" ]; then
+    say "No tag is locked in $IMAGES_LOCK yet, so none can have moved. deploy/up.sh locks what it pulls; images.sh list shows what that may be."
+    return 0
+  fi
   while read -r name reference digest; do
     status=0
     ask_registry "$reference" 30 || status=$?

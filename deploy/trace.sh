@@ -9,6 +9,16 @@ case ${1:-} in
     [ -n "${1:-}" ] || exit 2
     exit 0 ;;
 esac
+# Said here rather than after the wait for spans that cannot come.
+case ${1:-} in
+  -*) ;;
+  *)
+    [[ $1 =~ ^[0-9A-Fa-f]{32}$ ]] || die "'$(printf '%s' "$1" | ui_harmless | head -c 80)' is not a trace id, which is 32 hex digits." \
+      "Copy it from the chat, or from: nats sub 'egress.denied.>'"
+    [[ $1 =~ [^0] ]] || die "A trace id of zeros only names no trace: whatever was refused there belonged to none." \
+      "Copy another one from the chat, or from: nats sub 'egress.denied.>'"
+    ;;
+esac
 program=/usr/local/lib/assistant/bin/egress-auditor
 socket=/run/assistant/egress-auditor.sock
 [ -x "$program" ] || die "The stack is not installed on this machine." "Run deploy/up.sh --drill first."

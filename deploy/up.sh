@@ -31,6 +31,7 @@ USAGE
 mode=live
 pool=
 refresh=
+images=
 arguments=("$@")
 while [ $# -gt 0 ]; do
   case $1 in
@@ -38,8 +39,12 @@ while [ $# -gt 0 ]; do
     --pool) [ $# -ge 2 ] || die "--pool needs a value." "For example: --pool 10.99.0.0/16"; pool=$2; shift ;;
     --pool=*) pool=${1#*=} ;;
     --refresh) refresh=1 ;;
-    --build) export ASSISTANT_IMAGES=build ;;
-    --pull) export ASSISTANT_IMAGES=pull ;;
+    --build | --pull)
+      [ -z "$images" ] || [ "$images" = "${1#--}" ] ||
+        die "--build and --pull contradict each other: all images are built, or they are pulled." "Give one of the two, or neither."
+      images=${1#--}
+      export ASSISTANT_IMAGES=$images
+      ;;
     --help | -h) usage; exit 0 ;;
     *) die "up.sh does not know the option '$1'." "deploy/up.sh --help lists the options." ;;
   esac
@@ -57,8 +62,13 @@ umask 022
 find_operator
 check_machine
 take_lock "deploy/up.sh"
-# Before a package is installed or an hour is spent.
+# When a mistake is told. Before anything is installed or compiled: what the shell can see, which is what is missing, what
+# .env still has from the example, and fields of tiers.yaml that there are not. Everything else is for tier-supervisor to
+# say, which is therefore compiled before all others (seconds where it was compiled before, minutes on a new machine) and
+# asked at once, supposing that all images exist. It is asked again, images included, right before it is started. An
+# installed one of an earlier version is not asked: it may know other fields.
 [ "$mode" = drill ] || check_live
+check_tiers_fields "$mode"
 other=drill
 [ "$mode" = live ] || other=live
 
@@ -97,6 +107,10 @@ build_programs() {
   unless_pulled nats build_nats_server
   build_nats_cli
   build_grpcurl
+}
+
+check_what_is_written() {
+  check_files "$RUST_BIN/tier-supervisor" "$mode" "$pool"
 }
 
 build_our_programs() {
@@ -150,14 +164,18 @@ start_supervisor() {
     printf '%s\n' "$problems"
     die "The configuration is not right: $(printf '%s' "$problems" | tail -n 20)" "Mend it, then run the same command again."
   fi
+  # What is not wrong and yet worth knowing; the table at the end has it too.
+  [ -z "$problems" ] || printf '%s\n' "$problems"
   daemon_ensure tier-supervisor \
     "$(fingerprint "$ASSISTANT_LIBEXEC/tier-supervisor" "$ASSISTANT_SETTINGS" "$IMAGES_FILE" "$ASSISTANT_STATE/$mode/secrets")" "$boot" \
     "$ASSISTANT_LIBEXEC/tier-supervisor" run --config "$ASSISTANT_SETTINGS"
 }
 
 wait_until_healthy() {
-  local waited=0
-  until [ -S /run/assistant/tier-supervisor.sock ] && "$ASSISTANT_LIBEXEC/tier-supervisor" status >/dev/null 2>&1; do
+  local waited=0 table
+  # Any answer will do: its status says whether all is well, which it is not yet.
+  until [ -S /run/assistant/tier-supervisor.sock ] &&
+    [ -n "$("$ASSISTANT_LIBEXEC/tier-supervisor" status --json 2>/dev/null || true)" ]; do
     waited=$((waited + 1))
     if [ "$waited" -ge 120 ]; then
       daemon_tail tier-supervisor
@@ -165,11 +183,11 @@ wait_until_healthy() {
     fi
     sleep 0.5
   done
-  if ! "$ASSISTANT_LIBEXEC/tier-supervisor" status --wait; then
+  if ! table=$("$ASSISTANT_LIBEXEC/tier-supervisor" status --wait); then
     echo "--- what tier-supervisor says:"
     daemon_tail tier-supervisor
     echo "--- how it stands:"
-    "$ASSISTANT_LIBEXEC/tier-supervisor" status || true
+    printf '%s\n' "$table"
     die "Not everything became healthy." "The table below names the part. Its log: docker logs <container>, or $(daemon_log tier-supervisor)"
   fi
 }
@@ -190,7 +208,8 @@ BANNER
     printf '=== The stack is up, with your accounts. =============================================================\n'
   fi
   printf '\nWhat is up\n'
-  "$ASSISTANT_LIBEXEC/tier-supervisor" status | ui_harmless | sed 's/^/  /'
+  # Its status was asked for above; what has changed since stands in the table.
+  { "$ASSISTANT_LIBEXEC/tier-supervisor" status || true; } | ui_harmless | sed 's/^/  /'
   { image_notes; settings_notes "$mode"; } | ui_harmless | sed 's/^/  /'
   cat <<SCREEN
 
@@ -212,16 +231,18 @@ if [ -n "$refresh" ]; then
   install -d "$ASSISTANT_STATE"
   date -u +%Y-%m-%d >"$ASSISTANT_STATE/base-generation"
 fi
-steps=18
-[ "$mode" = drill ] || steps=17
+steps=20
+[ "$mode" = drill ] || steps=19
 install -d -m 755 "$ASSISTANT_STATE"
 ui_plan "$steps" /var/log/assistant
 say "Bringing up the $mode stack. The first time this compiles everything, which takes long (docs/benchmarks.md); later it takes seconds."
 step "Packages of this machine" packages install_machine_packages
 step "Is everything in order here" preconditions check_preconditions
 step "Docker" docker ensure_docker
-step "External images" external-images choose_images "$IMAGE_SOURCES"
 step "Compilers" compilers ensure_compilers
+step "tier-supervisor, in Rust" build-supervisor build_supervisor
+step "What you wrote: tiers.yaml, allowlist, settings" check-files check_what_is_written
+step "External images" external-images choose_images "$IMAGE_SOURCES"
 step "Our own services, in Rust" build-rust build_our_programs
 step "nats-server, nats and grpcurl" build-nats build_programs
 step "Jaeger" build-jaeger unless_pulled jaeger build_jaeger

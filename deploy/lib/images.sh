@@ -63,24 +63,29 @@ stage_squid() {
   put "$RUST_BIN/squid-auth" "$1/helpers/squid-auth"
 }
 stage_mcp_amazing_marvin() {
-  local site
-  site=$TOOLS/$(tool_mcp_amazing_marvin)/site
-  cp -Rl "$site" "$1/site" 2>/dev/null || cp -R "$site" "$1/site"
-  # Command line wrappers name the path of the machine that installed them; nothing here starts them.
-  rm -rf "$1/site/bin"
-  chmod -R u=rwX,go=rX "$1/site"
+  stage_site "$1" "$TOOLS/$(tool_mcp_amazing_marvin)/site"
   put "$RUST_BIN/mcp-stdio" "$1/helpers/mcp-stdio"
 }
 stage_litellm() {
-  local site
   build_litellm
-  site=$TOOLS/$(tool_litellm)/site
-  cp -Rl "$site" "$1/site" 2>/dev/null || cp -R "$site" "$1/site"
-  rm -rf "$1/site/bin"
-  chmod -R u=rwX,go=rX "$1/site"
+  stage_site "$1" "$TOOLS/$(tool_litellm)/site"
   chmod 755 "$1/litellm-serve"
 }
 stage_nothing() { :; }
+
+# Python packages, tens of thousands of files that never change once they are installed: hashed once, beside them, and
+# put into the context only when the image is built.
+stage_site() { # <context> <installed packages>
+  if [ ! -s "$2.hash" ]; then
+    # Command line wrappers name the path of the machine that installed them; nothing here starts them.
+    rm -rf "${2:?}/bin"
+    chmod -R u=rwX,go=rX "$2"
+    tree_hash "$2" >"$2.hash.new"
+    mv -f "$2.hash.new" "$2.hash"
+  fi
+  cp "$2.hash" "$1/site.hash"
+  printf '%s\n' "$2" >"$1.site"
+}
 
 # The legacy builder where there is no other: our Dockerfiles use only what both know, and run nothing.
 docker_build() {
@@ -103,7 +108,7 @@ build_image() { # <name> <flavour> <stage function> <version> <user> <directorie
   case $name in secret-broker | egress-auditor | channel-bridge) recipe=service ;; esac
   context=$(mktemp -d "$CACHE/context.XXXXXX")
   # shellcheck disable=SC2064
-  trap "rm -rf '$context'" EXIT
+  trap "rm -rf '$context' '$context.site'" EXIT
   cp -R "$ASSISTANT_ROOT/deploy/images/$recipe/." "$context"
   rm -f "$context"/{builder.yaml,requirements.txt,constraints.txt}
   chmod -R u=rwX,go=rX "$context"
@@ -114,10 +119,12 @@ build_image() { # <name> <flavour> <stage function> <version> <user> <directorie
   if docker image inspect "$tag" >/dev/null 2>&1; then
     echo "$tag is there"
   else
+    [ ! -f "$context.site" ] || cp -Rl "$(cat "$context.site")" "$context/site" 2>/dev/null ||
+      { rm -rf "$context/site" && cp -R "$(cat "$context.site")" "$context/site"; }
     docker_build --tag "$tag" --build-arg "BASE=$base" --build-arg "VERSION=$4" --build-arg "SERVICE=$name" \
       --build-arg "USER=$5" "$context"
   fi
-  rm -rf "$context"
+  rm -rf "$context" "$context.site"
   printf '%s\n' "$tag" >"$7"
 }
 

@@ -28,6 +28,8 @@ export PATH
 become_root() { # <script> <arguments>...
   [ "$(id -u)" -ne 0 ] || return 0
   command -v sudo >/dev/null 2>&1 || die "This needs root, and there is no sudo on this machine." "Run it as root: su -c '$1'"
+  sudo -n true 2>/dev/null || { : </dev/tty; } 2>/dev/null ||
+    die "This needs root, and sudo asks for a password that nobody can type here." "Run it in a terminal, or as root."
   local keep=(PATH="$PATH") name
   for name in "${MACHINE_VARIABLES[@]}"; do
     [ -z "${!name:-}" ] || keep+=("$name=${!name}")

@@ -3,6 +3,15 @@
 # Owns: $RUST_TARGET. Does not: test, or install.
 # shellcheck shell=bash
 
+# tier-supervisor before the others, which are more: it says whether what the person wrote can be used. All packages are
+# named, so that dependencies get the features that they have below and nothing is compiled twice.
+build_supervisor() {
+  (
+    cd "$ASSISTANT_ROOT"
+    with_cargo CARGO_TARGET_DIR="$RUST_TARGET" -- build --profile ci --locked --workspace --bin tier-supervisor
+  ) || die "tier-supervisor did not compile." "Read the compiler's messages in $ASSISTANT_LOG_DIR/build-supervisor.log."
+}
+
 build_rust() {
   (
     cd "$ASSISTANT_ROOT"

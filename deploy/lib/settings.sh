@@ -2,7 +2,7 @@
 #
 # Owns: $ASSISTANT_STATE/<mode>/secrets, /etc/assistant/supervisor.json. Does not: print a secret's value, or put one
 # anywhere but into its file. What `.env` means is tier-supervisor's to say (import-env); here it is only asked early
-# whether something is plainly missing, before an hour is spent.
+# whether something is plainly missing, before an hour is spent; check_files asks tier-supervisor as soon as it is compiled.
 # shellcheck shell=bash
 
 LIVE_SETTINGS=/etc/assistant/live.json
@@ -41,15 +41,28 @@ make_drill_secrets() {
   done
 }
 
-# Whether .env gives a variable a value of its own. The strict reading is import-env's.
-env_gives() { # <name>
-  local value
-  [ -f "$ENV_FILE" ] || return 1
-  value=$(sed -n "s/^[[:space:]]*\(export[[:space:]]\+\)\{0,1\}$1=[[:space:]]*//p" "$ENV_FILE" | tail -n 1 | tr -d '\r')
+# What .env has for a variable: nothing, example (it still says what the example says) or own. The strict reading is
+# import-env's.
+env_has() { # <name>
+  local value=
+  [ ! -f "$ENV_FILE" ] ||
+    value=$(sed -n "s/^[[:space:]]*\(export[[:space:]]\+\)\{0,1\}$1=[[:space:]]*//p" "$ENV_FILE" | tail -n 1 | tr -d '\r')
   value=$(printf '%s' "$value" | tr 'A-Z_' 'a-z-')
   case $value in
-    '' | '#'* | '""'* | "''"* | *replace-with* | *change-me* | *changeme* | placeholder* | '"placeholder'* | "'placeholder"*) return 1 ;;
+    '' | '#'* | '""'* | "''"*) echo nothing ;;
+    *replace-with* | *change-me* | *changeme* | placeholder* | [\"\']placeholder* | '<'*'>' | [\"\']'<'*'>'[\"\']) echo example ;;
+    *) echo own ;;
   esac
+}
+
+env_gives() { [ "$(env_has "$1")" = own ]; } # <name>
+
+# Says of those variables that still have the example's value that they do.
+still_example() { # <name>...
+  local name
+  for name in "$@"; do
+    [ "$(env_has "$name")" != example ] || printf '\n      (%s is in %s, but still has the value of the example)' "$name" "$ENV_FILE"
+  done
 }
 
 live_secret() { [ -s "$ASSISTANT_STATE/live/secrets/$1" ]; } # <name>
@@ -64,6 +77,28 @@ tiers_use_marvin() {
   return 1
 }
 
+tiers_file() { # <mode>
+  if [ "$1" = drill ]; then printf '%s' "$ASSISTANT_ROOT/deploy/drill/tiers.yaml"; else printf '%s' "$ASSISTANT_ROOT/tiers.yaml"; fi
+}
+
+# Fields at the left edge of tiers.yaml that there are not: all that can be seen of it without a program of ours. A name is
+# shown only where it cannot be a secret in the wrong place.
+check_tiers_fields() { # <mode>
+  local file problems
+  file=$(tiers_file "$1")
+  [ -f "$file" ] || return 0
+  problems=$(LC_ALL=C awk '
+    /^[A-Za-z_][A-Za-z0-9_.-]*[ \t]*:([ \t]|\r?$)/ {
+      key = $0
+      sub(/[ \t]*:.*/, "", key)
+      if (key == "tiers" || key == "defaults") next
+      if (key !~ /^[a-z_-]+$/ || length(key) > 40) key = "(not shown)"
+      printf "\n  - line %d: tiers.yaml has no field %s at the left edge", NR, key
+    }' "$file" 2>/dev/null) || return 0
+  [ -z "$problems" ] || die "$file is not right:$problems" \
+    "Its fields are tiers and defaults; what belongs to a tier stands below its name, indented. Then run the same command again."
+}
+
 # Everything that a live stack plainly needs from its owner, said at once.
 check_live() {
   local missing=() file mode
@@ -76,17 +111,26 @@ check_live() {
     ! jq -e '.model != null' "$ASSISTANT_STATE/live/env.json" >/dev/null 2>&1; then
     missing+=("a model. In $ENV_FILE, either PRIVATEMODE_API_KEY=<key> (prompts leave only through an attested enclave), or
       OPENAI_BASE_URL=<https://.../v1>, OPENAI_MODEL=<its name there> and, where it asks for one, OPENAI_API_KEY=<key>
-      (any OpenAI-compatible endpoint, also one at home; not confidential). $LIVE_SETTINGS of earlier versions works too")
+      (any OpenAI-compatible endpoint, also one at home; not confidential). $LIVE_SETTINGS of earlier versions works too$(
+      still_example PRIVATEMODE_API_KEY OPENAI_BASE_URL)")
   fi
   if env_gives OPENAI_BASE_URL && ! env_gives OPENAI_MODEL; then
-    missing+=("OPENAI_MODEL in $ENV_FILE: which of the models at OPENAI_BASE_URL is meant")
+    missing+=("OPENAI_MODEL in $ENV_FILE: which of the models at OPENAI_BASE_URL is meant$(still_example OPENAI_MODEL)")
+  fi
+  if env_gives OPENAI_BASE_URL && [ "$(env_has OPENAI_API_KEY)" = example ]; then
+    missing+=("OPENAI_API_KEY in $ENV_FILE still has the value of the example: write the key, or remove the line where the
+      endpoint asks for none")
   fi
   if env_gives TELEGRAM_BOT_TOKEN && ! env_gives TELEGRAM_ALLOWED_USER_IDS; then
-    missing+=("TELEGRAM_ALLOWED_USER_IDS in $ENV_FILE: the numeric ids of the people whom the bot may answer, separated by commas")
+    missing+=("TELEGRAM_ALLOWED_USER_IDS in $ENV_FILE: the numeric ids of the people whom the bot may answer, separated by commas$(
+      still_example TELEGRAM_ALLOWED_USER_IDS)")
+  fi
+  if env_gives TELEGRAM_ALLOWED_USER_IDS && [ "$(env_has TELEGRAM_BOT_TOKEN)" = example ]; then
+    missing+=("TELEGRAM_BOT_TOKEN in $ENV_FILE still has the value of the example: write what @BotFather gave you, or remove both lines")
   fi
   if tiers_use_marvin && ! env_gives MARVIN_API_KEY && ! env_gives AMAZING_MARVIN_API_KEY && ! live_secret marvin_api_key; then
     missing+=("the API token of Amazing Marvin, which tiers.yaml uses: MARVIN_API_KEY=<token> in $ENV_FILE, or take marvin out of
-      registry.yaml in the MCP folders that tiers.yaml names")
+      registry.yaml in the MCP folders that tiers.yaml names$(still_example MARVIN_API_KEY AMAZING_MARVIN_API_KEY)")
   fi
   for file in "$ASSISTANT_STATE"/live/secrets/*; do
     [ -f "$file" ] || continue
@@ -153,10 +197,10 @@ machine_resolvers() {
 
 # Which trust anchors, resolvers, models and bots: the drill's own, or the owner's. live.json is what came before .env, and
 # says what .env does not.
-mode_settings() { # <mode>
+mode_settings() { # <mode> <state directory>
   if [ "$1" = drill ]; then
-    jq -n --arg state "$ASSISTANT_STATE/drill" --arg root "$ASSISTANT_ROOT" --argjson user "$DRILL_TELEGRAM_USER" '{
-      tiers_file: "\($root)/deploy/drill/tiers.yaml", dns_servers: ["198.51.100.53"],
+    jq -n --arg state "$2" --arg tiers "$(tiers_file drill)" --argjson user "$DRILL_TELEGRAM_USER" '{
+      tiers_file: $tiers, dns_servers: ["198.51.100.53"],
       upstream_roots: ["\($state)/doubles/ca.pem"], drill_table: 8787,
       model: {base_url: "https://model.drill.example/v1", key_secret: "model_api_key",
         models: {assistant: "drill-model", thinker: "drill-model"}}, tee: null,
@@ -164,10 +208,10 @@ mode_settings() { # <mode>
   else
     local live='{}' env='{}'
     [ ! -f "$LIVE_SETTINGS" ] || live=$(cat "$LIVE_SETTINGS")
-    [ ! -f "$ASSISTANT_STATE/live/env.json" ] || env=$(cat "$ASSISTANT_STATE/live/env.json")
-    jq -n --arg root "$ASSISTANT_ROOT" --arg resolvers "$(machine_resolvers)" --argjson live "$live" --argjson env "$env" \
+    [ ! -f "$2/env.json" ] || env=$(cat "$2/env.json")
+    jq -n --arg tiers "$(tiers_file live)" --arg resolvers "$(machine_resolvers)" --argjson live "$live" --argjson env "$env" \
       --argjson keyed "$(live_secret model_api_key && echo true || echo false)" '{
-      tiers_file: "\($root)/tiers.yaml",
+      tiers_file: $tiers,
       dns_servers: ($live.dns_servers // ($resolvers | split("\n") | map(select(. != "")))),
       upstream_roots: [], drill_table: null,
       model: ($env.model // (if $live.model then $live.model | {base_url, models,
@@ -176,17 +220,55 @@ mode_settings() { # <mode>
   fi
 }
 
+# Prints supervisor.json.
+supervisor_settings() { # <mode> <pool> <state directory>
+  mode_settings "$1" "$3" | jq --arg mode "$1" --arg root "$ASSISTANT_ROOT" --arg state "$3" --arg pool "$2" \
+    --arg images "$ASSISTANT_STATE/images.json" \
+    --arg bin "$ASSISTANT_LIBEXEC" --arg user "$OPERATOR" --argjson uid "$OPERATOR_UID" --arg home "$OPERATOR_HOME" '
+    {mode: $mode, tiers_file, allowlist_file: "\($root)/squid/allowlist.txt",
+      squid_template: "\($root)/squid/squid.conf.template", images_file: $images,
+      state_dir: $state, run_dir: "/run/assistant", pool: $pool,
+      operator: {user: $user, uid: $uid, home: $home}, bin_dir: $bin, dns_servers, upstream_roots, drill_table, model,
+      tee, telegram, otlp_export, otlp: true, log_filter: "info"}'
+}
+
+# What a person wrote, checked by the program that will read it, as soon as there is one: before anything else is compiled
+# and before any image is made. Changes nothing: .env is taken over into a directory of its own, which goes again.
+check_files() { # <program> <mode> <pool>
+  local program=$1 mode=$2 state=$ASSISTANT_STATE/$2 work said
+  # Of a run that was cut off. One script at a time comes here.
+  rm -rf "$ASSISTANT_STATE"/check.??????
+  work=$(mktemp -d "$ASSISTANT_STATE/check.XXXXXX")
+  # shellcheck disable=SC2064
+  trap "rm -rf '$work'" EXIT
+  if [ "$mode" = live ]; then
+    install -d -m 700 "$work/secrets"
+    # Links: no secret lies in two places, and import-env puts a new file in place of an old one.
+    [ ! -d "$state/secrets" ] || cp -al "$state/secrets/." "$work/secrets/"
+    [ ! -f "$state/env.json" ] || cp -p "$state/env.json" "$work/env.json"
+    if [ -f "$ENV_FILE" ] && ! said=$("$program" import-env --file "$ENV_FILE" --state-dir "$work" 2>&1); then
+      die "$ENV_FILE is not right:
+$said" "Mend these lines, then run the same command again."
+    fi
+    state=$work
+  else
+    make_drill_secrets
+  fi
+  supervisor_settings "$mode" "$3" "$state" >"$work/supervisor.json"
+  if ! said=$("$program" check-config --before-images --config "$work/supervisor.json" 2>&1); then
+    said=${said//"$work/supervisor.json"/the settings}
+    said=${said//"$work"/"$ASSISTANT_STATE/$mode"}
+    printf '%s\n' "$said"
+    die "The configuration is not right: $(printf '%s' "$said" | tail -n 20)" "Mend it, then run the same command again."
+  fi
+  printf '%s\n' "$said"
+}
+
 write_settings() { # <mode> <pool>
   local new=$ASSISTANT_SETTINGS.wanted
   [ "$1" = drill ] || import_env
   install -d -m 755 "$(dirname "$ASSISTANT_SETTINGS")"
-  mode_settings "$1" | jq --arg mode "$1" --arg root "$ASSISTANT_ROOT" --arg state "$ASSISTANT_STATE" --arg pool "$2" \
-    --arg bin "$ASSISTANT_LIBEXEC" --arg user "$OPERATOR" --argjson uid "$OPERATOR_UID" --arg home "$OPERATOR_HOME" '
-    {mode: $mode, tiers_file, allowlist_file: "\($root)/squid/allowlist.txt",
-      squid_template: "\($root)/squid/squid.conf.template", images_file: "\($state)/images.json",
-      state_dir: "\($state)/\($mode)", run_dir: "/run/assistant", pool: $pool,
-      operator: {user: $user, uid: $uid, home: $home}, bin_dir: $bin, dns_servers, upstream_roots, drill_table, model,
-      tee, telegram, otlp_export, otlp: true, log_filter: "info"}' >"$new"
+  supervisor_settings "$1" "$2" "$ASSISTANT_STATE/$1" >"$new"
   install -d -m 700 "$ASSISTANT_STATE/$1"
   install_changed "$new" "$ASSISTANT_SETTINGS" 644 || echo "settings have not changed"
   take_catalogue_images "$(jq -r .tiers_file "$ASSISTANT_SETTINGS")"

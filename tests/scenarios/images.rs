@@ -322,6 +322,13 @@ async fn a_list_of_images_that_is_wrong_is_said_at_once() {
     refused(&world.images("auto", &["get", "nothing"]).await, &["'nothing'", "images.sh list"]);
 }
 
+#[tokio::test]
+async fn a_check_of_nothing_says_so() {
+    let world = World::new().await;
+    let said = world.images("auto", &["check"]).await.ok().unwrap();
+    assert!(said.contains("No tag is locked in "), "{said}");
+}
+
 /// The list that is shipped: well formed, without a digest, and named by tags of the versions that are built.
 #[tokio::test]
 async fn the_shipped_list_is_right() {
