@@ -110,7 +110,8 @@ pub async fn record(bus: &Bus, attempt: &Attempt, departure: &Departure<'_>) -> 
                 Denial::new(
                     "not-journaled",
                     "the request is permitted, but the decision could not be stored, and nothing leaves unrecorded",
-                    "see whether the container assistant-nats runs; it recovers by itself",
+                    "see whether the containers assistant-nats and assistant-egress-auditor run and have room on their disk; it recovers by \
+                     itself",
                 ),
             ))
         }

@@ -5,6 +5,7 @@
 //! know nothing of tiers, events or the bus, and depend on no service: what runs beside a third-party program should be
 //! small enough to read.
 
+mod accept;
 pub mod helper;
 pub mod life;
 pub mod sandbox;

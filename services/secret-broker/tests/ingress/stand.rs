@@ -364,8 +364,22 @@ pub(crate) async fn say(address: SocketAddr, bytes: &[u8]) -> String {
     String::from_utf8_lossy(&said).into_owned()
 }
 
+/// Says what is no request to an ingress of a stand with nothing refused yet: each time that is answered and counted.
+pub(crate) async fn say_what_is_no_request(stand: &Stand, door: SocketAddr, layer: &str) {
+    for (index, (bytes, status)) in unreadable().into_iter().enumerate() {
+        let answer = say(door, &bytes).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{index}: {answer}");
+    }
+    for event in stand.wait_for_denials(4).await {
+        assert_eq!(
+            (&event["reason"], &event["layer"], &event["principal"]),
+            (&json!("malformed-request"), &json!(layer), &json!("zeroclaw-tasks"))
+        );
+    }
+}
+
 /// What is no HTTP/1.1 request, or too much of one, with the status it is answered with.
-pub(crate) fn unreadable() -> Vec<(Vec<u8>, &'static str)> {
+fn unreadable() -> Vec<(Vec<u8>, &'static str)> {
     let many: String = (0..200).map(|n| format!("x-{n}: 1\r\n")).collect();
     vec![
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n".to_vec(), "400"),
@@ -390,6 +404,15 @@ pub(crate) fn post(path: &str, body: impl Into<Bytes>) -> Request<Full<Bytes>> {
         .header("content-type", "application/json")
         .body(Full::new(body.into()))
         .unwrap()
+}
+
+/// Any request, with these headers besides `Host`.
+pub(crate) fn request(method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Request<Full<Bytes>> {
+    let mut request = Request::builder().method(method).uri(path).header("host", "door");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    request.body(Full::new(Bytes::from(body.to_owned()))).unwrap()
 }
 
 /// A double that speaks plain HTTP.

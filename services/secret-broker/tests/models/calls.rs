@@ -1,11 +1,10 @@
 //! What leaves, and what must not.
 
-use bytes::Bytes;
 use http::{Request, StatusCode};
 use http_body_util::Full;
 use serde_json::{Value, json};
 
-use crate::stand::{self, AGENT_TOKEN, LITELLM, MODEL_KEY, Setup, ask, post};
+use crate::stand::{self, AGENT_TOKEN, LITELLM, MODEL_KEY, Setup, ask, post, request};
 use crate::{CHAT, hello, reason, saying};
 
 #[tokio::test]
@@ -59,13 +58,6 @@ async fn what_is_refused_never_leaves() {
     let stand = saying(Setup::default(), 200, json!({})).await;
     let door = stand.models().await;
     let body = hello().to_string();
-    let request = |method: &str, path: &str, headers: &[(&str, &str)], body: &str| {
-        let mut request = Request::builder().method(method).uri(path).header("host", "door");
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        request.body(Full::new(Bytes::from(body.to_owned()))).unwrap()
-    };
     let bearer = format!("Bearer {AGENT_TOKEN}");
     let token = ("authorization", bearer.as_str());
     let kind = ("content-type", "application/json");
@@ -227,13 +219,7 @@ async fn a_tier_never_takes_the_route_of_another_class() {
 async fn bytes_that_are_no_request_are_counted() {
     let stand = saying(Setup::default(), 200, json!({})).await;
     let door = stand.models().await;
-    for (bytes, status) in stand::unreadable() {
-        let answer = stand::say(door, &bytes).await;
-        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
-    }
-    let denied = stand.wait_for_denials(4).await;
-    assert!(denied.iter().all(|event| event["reason"] == "malformed-request" && event["layer"] == "models"));
-    assert!(denied.iter().all(|event| event["principal"] == "zeroclaw-tasks"));
+    stand::say_what_is_no_request(&stand, door, "models").await;
     // The control: a peer that says nothing and leaves tried nothing.
     drop(tokio::net::TcpStream::connect(door).await.unwrap());
     assert_eq!(ask(door, post(CHAT, hello().to_string())).await.status, StatusCode::OK);

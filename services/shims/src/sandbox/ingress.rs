@@ -19,7 +19,6 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -30,6 +29,7 @@ use super::create::{Create, Policy, body};
 use super::daemon::{Daemon, Failed, Stream};
 use super::refusal::{Ledger, Operation, Reason, Refused};
 use super::{Ready, note};
+use crate::accept;
 
 /// Two for each container that runs, and some for calls that pass.
 const CONNECTIONS_MOST: usize = 128;
@@ -75,28 +75,8 @@ impl Desk {
 
 /// Serves until `stop`.
 pub(crate) async fn serve(listener: UnixListener, desk: Arc<Desk>, stop: CancellationToken) {
-    let mut connections = JoinSet::new();
-    loop {
-        // `accept` and `join_next` are cancel-safe.
-        tokio::select! {
-            () = stop.cancelled() => break,
-            Some(ended) = connections.join_next() => {
-                if let Err(error) = ended {
-                    note(&format!("a connection failed: {error}"));
-                }
-            }
-            accepted = listener.accept(), if connections.len() < CONNECTIONS_MOST => match accepted {
-                Ok((stream, _)) => {
-                    connections.spawn(connection(stream, Arc::clone(&desk)));
-                }
-                Err(error) => {
-                    // Out of descriptors, or the peer is gone already; neither is helped by spinning.
-                    note(&format!("cannot accept: {error}"));
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            },
-        }
-    }
+    let connection = |stream| connection(stream, Arc::clone(&desk));
+    accept::serve(listener, CONNECTIONS_MOST, stop, note, connection).await;
 }
 
 /// An attachment between the answer that announces it and the end of HTTP on its connection.

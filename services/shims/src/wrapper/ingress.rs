@@ -18,13 +18,13 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::message::{self, FromClient};
 use super::note;
 use super::session::{Lost, Session};
+use crate::accept;
 
 /// Connections at once; secret-broker is the only client.
 const CONNECTIONS_MOST: usize = 64;
@@ -68,28 +68,8 @@ impl TokenHash {
 
 /// Serves until `stop`.
 pub(crate) async fn serve(listener: TcpListener, token: TokenHash, session: Session, stop: CancellationToken) {
-    let mut connections = JoinSet::new();
-    loop {
-        // `accept` and `join_next` are cancel-safe.
-        tokio::select! {
-            () = stop.cancelled() => break,
-            Some(ended) = connections.join_next() => {
-                if let Err(error) = ended {
-                    note(&format!("a connection failed: {error}"));
-                }
-            }
-            accepted = listener.accept(), if connections.len() < CONNECTIONS_MOST => match accepted {
-                Ok((stream, _)) => {
-                    connections.spawn(connection(stream, token.clone(), session.clone()));
-                }
-                Err(error) => {
-                    // Out of descriptors, or the peer is gone already; neither is helped by spinning.
-                    note(&format!("cannot accept: {error}"));
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            },
-        }
-    }
+    let connection = |stream| connection(stream, token.clone(), session.clone());
+    accept::serve(listener, CONNECTIONS_MOST, stop, note, connection).await;
 }
 
 async fn connection(stream: TcpStream, token: TokenHash, session: Session) {

@@ -1,14 +1,23 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 
 use assistant_proto::event::Layer;
+use bytes::Bytes;
+use http::Request;
+use http::header::CONTENT_TYPE;
+use http_body_util::{BodyExt as _, Full};
+use hyper_util::rt::TokioIo;
 use service_kit::bus::Bus;
+use service_kit::task::OnEnd;
 use service_kit::turns::Turns;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
+use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::exchange::read_answer;
 use super::*;
 use crate::attempt::Attempt;
 use crate::ingress::room::Rooms;
