@@ -5,7 +5,7 @@
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
-use super::script::{self, Step};
+use super::script::{self, Offered, Step};
 use super::web::{Answer, Asked, answer};
 
 const NAME: &str = "drill-model";
@@ -62,7 +62,8 @@ fn complete(body: &Value) -> Answer {
     let asked = messages.get(from).map(content).unwrap_or_default();
     let results: Vec<String> =
         messages.iter().skip(from).filter(|message| role(message) == "tool").map(content).collect();
-    let step = script::next(&asked, &results);
+    let has = |tool| offered(body, tool).is_some();
+    let step = script::next(&asked, &results, Offered { shell: has("shell"), tasks: has("get_tasks") });
     let message = match step {
         Step::Say(text) => json!({"role": "assistant", "content": text}),
         Step::Tool { name, arguments } => match offered(body, &name) {
@@ -143,6 +144,9 @@ fn stream(message: &Value, finish: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt as _;
+    use http_body_util::BodyExt as _;
+
     use super::*;
 
     fn asked(method: http::Method, path: &str, body: &str) -> Asked {
@@ -164,6 +168,27 @@ mod tests {
             "provider_specific_fields": null}], "stream": true, "stream_options": {"include_usage": true}, "user": "u",
             "extra_body": {}, "metadata": {"a": "b"}, "drop_params": true, "max_tokens": 5});
         assert_eq!(status(asked(http::Method::POST, "/v1/chat/completions?api-version=1", &body.to_string())), 200);
+    }
+
+    #[test]
+    fn the_guide_is_that_of_the_tier() {
+        let model = Model::new(Zeroizing::new("k".to_owned()));
+        let said = |tools: &[&str]| {
+            let tools: Vec<Value> =
+                tools.iter().map(|name| json!({"type": "function", "function": {"name": name}})).collect();
+            let body = json!({"model": NAME, "messages": [{"role": "user", "content": "hello"}], "tools": tools});
+            let Answer { response, .. } =
+                model.answer(&asked(http::Method::POST, "/v1/chat/completions", &body.to_string()));
+            let body = response.into_body().collect().now_or_never().and_then(Result::ok).map(|body| body.to_bytes());
+            String::from_utf8_lossy(&body.unwrap_or_default()).into_owned()
+        };
+        for (tools, part) in [
+            (&["shell", "file_read", "hub__get_tasks"][..], "nats sub"),
+            (&["file_read", "hub__get_tasks", "hub__create_task"], "no shell at all"),
+            (&["shell", "file_read"], "run docker ps"),
+        ] {
+            assert!(said(tools).contains(part), "{tools:?}");
+        }
     }
 
     #[test]

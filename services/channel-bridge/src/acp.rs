@@ -28,6 +28,7 @@ mod large;
 pub mod link;
 pub mod message;
 pub mod permission;
+pub mod refused;
 
 pub use link::Link;
 use message::{Malformed, RpcError, SESSION_NOT_FOUND};

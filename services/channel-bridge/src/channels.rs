@@ -122,14 +122,19 @@ pub struct Pace {
     pub poll: Duration,
     /// First pause after something failed; doubles, with jitter.
     pub first_retry: Duration,
-    /// Longest pause.
+    /// Longest pause while a messenger is not there: it may be back at any moment, and asking costs nobody anything.
+    pub slowest_reach: Duration,
+    /// Longest pause after it said no.
     pub slowest_retry: Duration,
     /// Between two messages to one conversation. Telegram wants at most one per second.
     pub between_parts: Duration,
     /// Between two signs that somebody is typing; they fade after about five seconds.
     pub typing: Duration,
-    /// How long a call may take besides what it waits for on purpose.
+    /// How long a call may take that waits for nothing on purpose.
     pub call: Duration,
+    /// How much later than it was to come at the latest the answer to a question for new messages may come. A connection
+    /// that is dead somewhere behind Squid is noticed by nothing else.
+    pub poll_slack: Duration,
     /// How long a note of the bridge, which is not kept, is tried.
     pub note: Duration,
 }
@@ -137,12 +142,14 @@ pub struct Pace {
 impl Default for Pace {
     fn default() -> Self {
         Self {
-            poll: Duration::from_secs(50),
+            poll: Duration::from_secs(25),
             first_retry: Duration::from_millis(500),
+            slowest_reach: Duration::from_secs(5),
             slowest_retry: Duration::from_secs(60),
             between_parts: Duration::from_secs(1),
             typing: Duration::from_millis(4500),
             call: Duration::from_secs(20),
+            poll_slack: Duration::from_secs(10),
             note: Duration::from_secs(120),
         }
     }
@@ -155,6 +162,15 @@ pub struct Backoff {
     next: Duration,
 }
 
+/// What a pause comes after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    /// Nobody was there, or nobody knows.
+    Away,
+    /// A no; perhaps with how long to leave it alone.
+    No(Option<Duration>),
+}
+
 impl Backoff {
     /// Begins with the first pause.
     #[must_use]
@@ -163,9 +179,13 @@ impl Backoff {
     }
 
     /// The next pause, at least as long as asked for.
-    pub fn pause(&mut self, at_least: Option<Duration>) -> Duration {
-        let pause = self.next.mul_f64(rand::random_range(0.5..1.5));
-        self.next = self.next.saturating_mul(2).min(self.pace.slowest_retry);
+    pub fn pause(&mut self, trouble: Trouble) -> Duration {
+        let (slowest, at_least) = match trouble {
+            Trouble::Away => (self.pace.slowest_reach, None),
+            Trouble::No(at_least) => (self.pace.slowest_retry, at_least),
+        };
+        let pause = self.next.min(slowest).mul_f64(rand::random_range(0.5..1.5));
+        self.next = self.next.saturating_mul(2).min(slowest);
         // Asked for more time, it gets a little more than that: many ask for it at once.
         at_least.map_or(pause, |least| pause.max(least.saturating_add(pause.min(Duration::from_millis(250)))))
     }
@@ -196,5 +216,28 @@ impl Statuses {
     #[must_use]
     pub fn problem(&self, account: &str) -> Option<String> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(account).cloned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_away_is_asked_again_within_seconds_and_who_says_no_is_left_alone() {
+        let pace = Pace::default();
+        let mut backoff = Backoff::new(pace);
+        for _ in 0..20 {
+            assert!(backoff.pause(Trouble::Away) <= pace.slowest_reach.mul_f64(1.5));
+        }
+        for _ in 0..20 {
+            backoff.pause(Trouble::No(None));
+        }
+        assert!(backoff.pause(Trouble::No(None)) >= pace.slowest_retry.mul_f64(0.5));
+        assert!(backoff.pause(Trouble::Away) <= pace.slowest_reach.mul_f64(1.5), "away after a no");
+        backoff.reset();
+        assert!(backoff.pause(Trouble::Away) <= pace.first_retry.mul_f64(1.5));
+        let asked = Duration::from_secs(3);
+        assert!(backoff.pause(Trouble::No(Some(asked))) >= asked);
     }
 }

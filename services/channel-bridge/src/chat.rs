@@ -93,14 +93,21 @@ async fn chat(arguments: &ChatArguments) -> anyhow::Result<Went> {
         client: client.clone(),
         tier: arguments.tier.clone(),
         conversation: arguments.conversation.clone(),
+        turns: 0,
     };
     if let Some(text) = &arguments.once {
         return chat.turn(text).await;
     }
     if terminal {
-        chat.greet(&mut client).await?;
+        chat.greet(&mut client, true).await?;
     }
-    chat.converse(terminal).await
+    let went = chat.converse(terminal).await?;
+    if !terminal && chat.turns == 0 {
+        // Nobody has said yet whether there is such a tier.
+        chat.greet(&mut client, false).await?;
+        chat.screen.note("There was no message on standard input.")?;
+    }
+    Ok(went)
 }
 
 /// <https://no-color.org>: set and not empty.
@@ -133,14 +140,17 @@ struct Chat<W> {
     client: Client,
     tier: String,
     conversation: String,
+    /// Messages sent that were no answers.
+    turns: u64,
 }
 
 impl<W: Write> Chat<W> {
-    /// Says whom one talks to.
-    async fn greet(&mut self, client: &mut Client) -> anyhow::Result<()> {
+    /// Says whom one talks to; to a script only when there is no such tier.
+    async fn greet(&mut self, client: &mut Client, terminal: bool) -> anyhow::Result<()> {
         let channels = client.list_channels(ListChannelsRequest {}).await.map_err(|status| refusal(&status))?;
         let channels = channels.into_inner().channels;
         match channels.iter().find(|channel| channel.tier == self.tier) {
+            Some(_) if !terminal => {}
             Some(channel) if channel.ready => {
                 self.screen.note("Ctrl-D leaves, Ctrl-C stops an answer.")?;
             }
@@ -205,6 +215,7 @@ impl<W: Write> Chat<W> {
 
     /// Sends a message and shows what comes of it, while answers to questions may be typed.
     async fn turn(&mut self, text: &str) -> anyhow::Result<Went> {
+        self.turns = self.turns.saturating_add(1);
         let mut stream = match self.send(text).await {
             Ok(stream) => stream,
             Err(status) => {

@@ -19,7 +19,7 @@ use service_kit::task::{OnEnd, Tasks};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::channels::{Backoff, Channel, Channels, Pace, SendKey, Sending};
+use crate::channels::{Backoff, Channel, Channels, Pace, SendKey, Sending, Trouble};
 use crate::outgoing::{Outgoing, Store};
 use crate::post::{Notice, Post};
 use crate::record::{RecordError, Records, TurnRecord};
@@ -246,7 +246,7 @@ impl Inner {
                 }
                 // Where it is away it would only be unknown once more.
                 while let Err(why) = channel.probe().await {
-                    self.wait(&mut backoff, None, &why).await?;
+                    self.wait(&mut backoff, Trouble::Away, &why).await?;
                 }
             }
             outgoing.sending = true;
@@ -265,10 +265,10 @@ impl Inner {
                 Sending::NotSent { retry_after, why } => {
                     outgoing.sending = false;
                     self.keep(&outgoing).await?;
-                    self.wait(&mut backoff, retry_after, &why).await?;
+                    self.wait(&mut backoff, trouble(retry_after), &why).await?;
                 }
                 // `sending` stays: the next round counts it.
-                Sending::Unknown(why) => self.wait(&mut backoff, None, &why).await?,
+                Sending::Unknown(why) => self.wait(&mut backoff, Trouble::Away, &why).await?,
                 Sending::Permanent(why) => {
                     refused = Some(why);
                     break;
@@ -333,7 +333,7 @@ impl Inner {
                 Ok(done) => return Ok(done),
                 Err(error) => {
                     tracing::error!(%error, what, "a reply waits for the bridge's own records");
-                    self.pause(backoff.pause(None)).await?;
+                    self.pause(backoff.pause(Trouble::No(None))).await?;
                 }
             }
         }
@@ -374,8 +374,10 @@ impl Inner {
             loop {
                 match channel.send(address, part, &key).await {
                     Sending::Receipt(_) => break,
-                    Sending::NotSent { retry_after, why } => self.wait(&mut backoff, retry_after, &why).await?,
-                    Sending::Unknown(why) if question => self.wait(&mut backoff, None, &why).await?,
+                    Sending::NotSent { retry_after, why } => {
+                        self.wait(&mut backoff, trouble(retry_after), &why).await?
+                    }
+                    Sending::Unknown(why) if question => self.wait(&mut backoff, Trouble::Away, &why).await?,
                     Sending::Unknown(_) | Sending::Permanent(_) => return Ok(false),
                 }
             }
@@ -383,8 +385,8 @@ impl Inner {
         Ok(true)
     }
 
-    async fn wait(&self, backoff: &mut Backoff, at_least: Option<Duration>, why: &str) -> Result<(), Ending> {
-        let pause = backoff.pause(at_least);
+    async fn wait(&self, backoff: &mut Backoff, trouble: Trouble, why: &str) -> Result<(), Ending> {
+        let pause = backoff.pause(trouble);
         tracing::warn!(why, retry_in_ms = pause.as_millis(), "a message to a messenger waits");
         self.pause(pause).await
     }
@@ -396,6 +398,11 @@ impl Inner {
             () = draining.cancelled() => Err(Ending),
         }
     }
+}
+
+/// A messenger that wants to be left alone says for how long; one that says nothing is not there.
+fn trouble(retry_after: Option<Duration>) -> Trouble {
+    retry_after.map_or(Trouble::Away, |wait| Trouble::No(Some(wait)))
 }
 
 /// From what makes it the same part, whoever sends it.

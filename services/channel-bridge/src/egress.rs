@@ -14,8 +14,14 @@ use service_kit::roots::{RootsError, trusted};
 const CONNECT: Duration = Duration::from_secs(15);
 /// An idle connection is dropped before anybody on the way forgets it.
 const IDLE: Duration = Duration::from_secs(30);
-/// A connection whose other end is gone is noticed after about this long.
-const KEEPALIVE: Duration = Duration::from_secs(20);
+/// How long a connection to Squid says nothing before it is asked for, how often then, and how many answers may fail: a
+/// Squid that is gone without a word is noticed within half a minute. What is dead behind Squid it does not show: for that
+/// every call has an end.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+const KEEPALIVE_AGAIN: Duration = Duration::from_secs(5);
+const KEEPALIVE_MISSED: u32 = 3;
+/// What was sent and is not acknowledged after this long never will be.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
 
 /// Why there is no way out.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +66,9 @@ pub fn client(mode: Mode, egress: &ChannelEgress) -> Result<reqwest::Client, Egr
         .connect_timeout(CONNECT)
         .pool_idle_timeout(IDLE)
         .tcp_keepalive(KEEPALIVE)
+        .tcp_keepalive_interval(KEEPALIVE_AGAIN)
+        .tcp_keepalive_retries(KEEPALIVE_MISSED)
+        .tcp_user_timeout(UNACKNOWLEDGED)
         .build()
         .map_err(EgressError::Client)
 }

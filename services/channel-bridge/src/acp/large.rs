@@ -81,7 +81,10 @@ fn update(params: Option<&RawValue>) -> Result<Incoming, Malformed> {
     let status = ToolStatus::parse(update.status.as_deref());
     let update = match (&*update.session_update, update.tool_call_id, update.title) {
         ("tool_call", Some(id), Some(title)) => SessionUpdate::ToolCall { id: call_id(&id), title, status },
-        ("tool_call_update", Some(id), title) => SessionUpdate::ToolCallUpdate { id: call_id(&id), title, status },
+        // A refusal is a sentence, and does not come in so many words.
+        ("tool_call_update", Some(id), title) => {
+            SessionUpdate::ToolCallUpdate { id: call_id(&id), title, status, refused: None }
+        }
         ("tool_call" | "tool_call_update", _, _) => return Err(Malformed::Params),
         _ => SessionUpdate::Other,
     };
@@ -116,6 +119,7 @@ mod tests {
             id: "c1".to_owned(),
             title: Some("shell".to_owned()),
             status: ToolStatus::Completed,
+            refused: None,
         };
         let parsed = Incoming::parse(&padded(frame, "/params/update/rawOutput"));
         assert_eq!(parsed, Ok(Incoming::Update { session: "s".to_owned(), update: expected }));

@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::large;
 use super::permission::{ALLOW_ONCE, PermissionRequest, REJECT_ONCE};
+use super::refused::OwnRefusal;
 
 /// JSON-RPC: the method is not there.
 const METHOD_NOT_FOUND: i64 = -32601;
@@ -110,6 +111,8 @@ pub enum SessionUpdate {
         title: Option<String>,
         /// Where it stands.
         status: ToolStatus,
+        /// Whether the agent's own policy refused it, and what of it.
+        refused: Option<OwnRefusal>,
     },
     /// Thoughts, plans, and what later versions add.
     Other,
@@ -213,11 +216,16 @@ fn notification(method: &str, params: Option<Value>) -> Result<Incoming, Malform
             title: text(update, "title")?.to_owned(),
             status: ToolStatus::parse(update.get("status").and_then(Value::as_str)),
         },
-        "tool_call_update" => SessionUpdate::ToolCallUpdate {
-            id: call_id(text(update, "toolCallId")?),
-            title: update.get("title").and_then(Value::as_str).map(str::to_owned),
-            status: ToolStatus::parse(update.get("status").and_then(Value::as_str)),
-        },
+        "tool_call_update" => {
+            let refused = update.get("rawOutput").and_then(Value::as_str).and_then(OwnRefusal::read);
+            let status = ToolStatus::parse(update.get("status").and_then(Value::as_str));
+            SessionUpdate::ToolCallUpdate {
+                id: call_id(text(update, "toolCallId")?),
+                title: update.get("title").and_then(Value::as_str).map(str::to_owned),
+                status: if refused.is_some() { ToolStatus::Failed } else { status },
+                refused,
+            }
+        }
         _ => SessionUpdate::Other,
     };
     Ok(Incoming::Update { session, update })
@@ -303,6 +311,16 @@ mod tests {
         let expected =
             SessionUpdate::ToolCall { id: "c1".into(), title: "hub__add".into(), status: ToolStatus::Pending };
         assert_eq!(Incoming::parse(tool), Ok(Incoming::Update { session: "s".into(), update: expected }));
+        let refused = r#"{"jsonrpc":"2.0","method":"session/update","params":{"sessionId":"s","update":{"sessionUpdate":
+            "tool_call_update","toolCallId":"c1","name":"shell","title":"shell","kind":"execute","status":"completed",
+            "rawOutput":"Error: Command not allowed by security policy: rm x"}}}"#;
+        let expected = SessionUpdate::ToolCallUpdate {
+            id: "c1".into(),
+            title: Some("shell".into()),
+            status: ToolStatus::Failed,
+            refused: Some(OwnRefusal::Command),
+        };
+        assert_eq!(Incoming::parse(refused), Ok(Incoming::Update { session: "s".into(), update: expected }));
         let result = r#"{"jsonrpc":"2.0","result":{"stopReason":"end_turn"},"id":3}"#;
         assert_eq!(
             Incoming::parse(result),

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::api::{Api, ApiError, Me, Sent};
 use self::update::Update;
-use super::{Backoff, Capabilities, Channel, Pace, SendKey, Sending, Statuses};
+use super::{Backoff, Capabilities, Channel, Pace, SendKey, Sending, Statuses, Trouble};
 use crate::intake::{Arrived, Intake};
 use crate::reply::Part;
 
@@ -92,7 +92,7 @@ impl Telegram {
         Ok(Self {
             name: bot.name.clone(),
             tiers: bot.tiers.clone(),
-            api: Api::new(client, &bot.api_url, &token, pace.call),
+            api: Api::new(client, &bot.api_url, &token),
             capabilities: Capabilities {
                 kind: KIND,
                 most_units: MOST_UNITS,
@@ -111,7 +111,7 @@ impl Telegram {
     }
 
     async fn me(&self) -> Result<Me, ApiError> {
-        self.api.call("getMe", &Value::Object(serde_json::Map::new()), Duration::ZERO).await
+        self.api.call("getMe", &Value::Object(serde_json::Map::new()), self.pace.call).await
     }
 
     /// Asks until there is an answer; none when it is time to stop.
@@ -133,13 +133,14 @@ impl Telegram {
     /// Says what is wrong and waits; none when it is time to stop.
     async fn wait(&self, error: &ApiError, backoff: &mut Backoff, stop: &CancellationToken) -> Option<()> {
         self.report(Err(error.to_string()));
-        let at_least = match error {
-            ApiError::TooMany(wait) => Some(*wait),
-            ApiError::Conflict(_) => Some(CONFLICT.min(self.pace.slowest_retry)),
-            _ => None,
+        let trouble = match error {
+            ApiError::Unreached(_) | ApiError::Unclear(_) => Trouble::Away,
+            ApiError::TooMany(wait) => Trouble::No(Some(*wait)),
+            ApiError::Conflict(_) => Trouble::No(Some(CONFLICT.min(self.pace.slowest_retry))),
+            ApiError::Token | ApiError::Refused { .. } => Trouble::No(None),
         };
         tokio::select! {
-            () = tokio::time::sleep(backoff.pause(at_least)) => Some(()),
+            () = tokio::time::sleep(backoff.pause(trouble)) => Some(()),
             () = stop.cancelled() => None,
         }
     }
@@ -159,9 +160,10 @@ impl Telegram {
                 timeout: u32::try_from(hold.as_secs()).ok(),
                 allowed_updates: Some(vec![AllowedUpdate::Message]),
             };
+            let within = if hold.is_zero() { self.pace.call } else { hold.saturating_add(self.pace.poll_slack) };
             // Dropped in the middle, nothing is lost: what was not acknowledged comes again.
             let asked = tokio::select! {
-                updates = self.api.call::<_, Vec<Value>>("getUpdates", &params, hold) => updates,
+                updates = self.api.call::<_, Vec<Value>>("getUpdates", &params, within) => updates,
                 () = stop.cancelled() => return None,
             };
             let updates = match asked {
@@ -212,7 +214,7 @@ impl Telegram {
                 }
             }
             tokio::select! {
-                () = tokio::time::sleep(backoff.pause(None)) => {}
+                () = tokio::time::sleep(backoff.pause(Trouble::Away)) => {}
                 () = stop.cancelled() => return None,
             }
         }
@@ -229,7 +231,7 @@ impl Telegram {
             .maybe_parse_mode(parse_mode)
             .link_preview_options(LinkPreviewOptions::DISABLED)
             .build();
-        self.api.call("sendMessage", &params, Duration::ZERO).await
+        self.api.call("sendMessage", &params, self.pace.call).await
     }
 
     fn note_move(&self, address: &str, to: i64) {
@@ -289,9 +291,10 @@ impl Channel for Telegram {
                     Sending::NotSent { retry_after: Some(wait), why: ApiError::TooMany(wait).to_string() }
                 }
                 // A wrong token is the owner's to mend; the reply waits for that.
-                Err(error @ (ApiError::Unreached(_) | ApiError::Token | ApiError::Conflict(_))) => {
-                    Sending::NotSent { retry_after: None, why: error.to_string() }
+                Err(error @ (ApiError::Token | ApiError::Conflict(_))) => {
+                    Sending::NotSent { retry_after: Some(self.pace.slowest_retry), why: error.to_string() }
                 }
+                Err(error @ ApiError::Unreached(_)) => Sending::NotSent { retry_after: None, why: error.to_string() },
                 Err(error @ ApiError::Refused { .. }) => Sending::Permanent(error.to_string()),
                 Err(error @ ApiError::Unclear(_)) => Sending::Unknown(error.to_string()),
             }
@@ -302,7 +305,7 @@ impl Channel for Telegram {
         Box::pin(async move {
             let Ok(chat) = address.parse::<i64>() else { return };
             let params = SendChatActionParams::builder().chat_id(chat).action(ChatAction::Typing).build();
-            if let Err(error) = self.api.call::<_, bool>("sendChatAction", &params, Duration::ZERO).await {
+            if let Err(error) = self.api.call::<_, bool>("sendChatAction", &params, self.pace.call).await {
                 tracing::debug!(bot = self.name, %error, "nobody sees that somebody is typing");
             }
         })

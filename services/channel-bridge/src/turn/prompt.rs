@@ -18,6 +18,7 @@ use crate::acp::AcpError;
 use crate::acp::link::Link;
 use crate::acp::message::{Incoming, RequestId, SessionUpdate, ToolStatus};
 use crate::acp::permission::{PermissionRequest, Question};
+use crate::acp::refused::OwnRefusal;
 use crate::approvals::desk::{Asker, Decision};
 use crate::envelope::{MOST_REPLY, Outcome, Person, Update, clip};
 
@@ -46,10 +47,13 @@ type Asked<'a> = FuturesUnordered<BoxFuture<'a, (RequestId, [u8; 32], Decision)>
 #[derive(Debug, Default)]
 struct Said {
     text: String,
-    questions: String,
+    /// What the reply begins with: questions of the agent, notes of the bridge.
+    asides: String,
     titles: HashMap<String, String>,
     tool_calls: usize,
     notes: u32,
+    /// What the agent's own policy refused, each kind once.
+    refused: Vec<OwnRefusal>,
 }
 
 /// The agent was told to stop.
@@ -154,13 +158,22 @@ impl Runner {
                 }
                 self.show_tool(received, said, title, status);
             }
-            SessionUpdate::ToolCallUpdate { id, title, status } => {
+            SessionUpdate::ToolCallUpdate { id, title, status, refused } => {
                 let title = said
                     .titles
                     .get(&id)
                     .cloned()
                     .unwrap_or_else(|| harmless_line(title.as_deref().unwrap_or("a tool"), MOST_TITLE));
                 self.show_tool(received, said, title, status);
+                if let Some(refused) = refused
+                    && !said.refused.contains(&refused)
+                {
+                    said.refused.push(refused);
+                    let note = refused.note(&received.tier);
+                    // A messenger shows the reply only.
+                    said.asides.push_str(&note);
+                    self.registry.say(&received.turn, &Update::Text(note));
+                }
             }
             SessionUpdate::Other => {}
         }
@@ -219,8 +232,8 @@ impl Runner {
                     text.push_str(&format!("  - {}\n", harmless_line(&choice, MOST_TITLE)));
                 }
                 text.push_str("Answer with your next message.\n");
-                if said.questions.len() < MOST_REPLY / 4 {
-                    said.questions.push_str(&text);
+                if said.asides.len() < MOST_REPLY / 4 {
+                    said.asides.push_str(&text);
                 }
                 text
             }
@@ -262,7 +275,7 @@ impl Said {
         let content = result.get("content").and_then(Value::as_str).filter(|content| !content.is_empty());
         let answer = content.map_or(self.text, |content| harmless(&clip(content.to_owned(), MOST_REPLY), usize::MAX));
         Ok(Outcome::Answered {
-            reply: clip(self.questions + &answer, MOST_REPLY),
+            reply: clip(self.asides + &answer, MOST_REPLY),
             stop_reason: harmless_line(stop_reason, 40),
         })
     }

@@ -221,6 +221,22 @@ impl Agent {
                 self.note("left alone");
                 return false;
             }
+            "refuse" => {
+                // As ZeroClaw tells it: the call is completed, and the reason is its output.
+                for call in ["c1", "c2"] {
+                    let title = json!({"toolCallId": call, "title": "shell"});
+                    let mut pending = title.clone();
+                    pending["sessionUpdate"] = json!("tool_call");
+                    pending["status"] = json!("pending");
+                    self.update(pending).await;
+                    let mut completed = title;
+                    completed["sessionUpdate"] = json!("tool_call_update");
+                    completed["status"] = json!("completed");
+                    completed["rawOutput"] = json!(rest);
+                    self.update(completed).await;
+                }
+                self.result(id, json!({"stopReason": "end_turn", "content": "done"})).await;
+            }
             "nag" => return self.nag(id, rest.parse().unwrap()).await,
             other => panic!("the double cannot {other}"),
         }

@@ -72,6 +72,11 @@ async fn one_message_and_no_standard_input() {
     assert_eq!(stack.post.received.lock().unwrap()[0].conversation, "k");
     let (status, out, _) = run(&socket, &["--once", "say x", "nosuch"], "").await;
     assert_eq!((status, out.as_str()), (Some(1), "failed: there is no tier of that name; there is one: tasks\n"));
+    let (status, out, err) = run(&socket, &["nosuch"], "").await;
+    assert_eq!((status, out.as_str()), (Some(1), ""));
+    assert_eq!(err, "error: there is no tier of that name; there are: tasks\n");
+    let (status, out, err) = run(&socket, &["tasks"], "\n").await;
+    assert_eq!((status, out.as_str(), err.as_str()), (Some(0), "There was no message on standard input.\n", ""));
     let (status, _, err) = run(&dir.path().join("none.sock"), &["tasks"], "").await;
     assert_eq!(status, Some(1));
     assert!(err.contains("is not there: start the stack with deploy/up.sh"), "{err}");

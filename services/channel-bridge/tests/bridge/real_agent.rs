@@ -193,6 +193,13 @@ async fn a_real_agent_answers_asks_and_remembers() {
         assert_eq!(ran, outcome == ApprovalOutcome::Approved, "{updates:?}");
     }
 
+    // What ZeroClaw itself refuses is told with the field that allows it.
+    let mut turn = send(&bridge, "run rm some-file").await;
+    let (_, code) = asked(&mut turn).await;
+    rest(&mut send(&bridge, &format!("YES {}", code.dangerous_reveal())).await).await;
+    let updates = rest(&mut turn).await;
+    assert!(reply(&updates).0.starts_with("(The agent's own policy refused a command; `commands`"), "{updates:?}");
+
     // The agent restarts between turns; the conversation goes on in the same session.
     agent.kill().await.unwrap();
     let message = Message { tier: "tasks".into(), text: "say x".into(), ..Message::default() };

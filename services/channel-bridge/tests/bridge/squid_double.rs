@@ -21,6 +21,8 @@ pub(crate) enum Manner {
     Refuse(u16),
     /// Closes without an answer.
     Drop,
+    /// Keeps every connection there is, and carries nothing any more: as when whoever is behind it is gone without a word.
+    Silence,
 }
 
 pub(crate) struct SquidDouble {
@@ -54,7 +56,7 @@ impl SquidDouble {
         Self { address, connects, manner, accepting }
     }
 
-    /// Changes what it does, and ends every connection there is.
+    /// Changes what it does, and ends every connection there is, except for silence.
     pub(crate) fn be(&self, manner: Manner) {
         self.manner.send_replace(manner);
     }
@@ -81,6 +83,10 @@ async fn serve(
     let now = *manner.borrow_and_update();
     let status = match now {
         Manner::Drop => return,
+        Manner::Silence => {
+            let _changed = manner.changed().await;
+            return;
+        }
         Manner::Refuse(status) => status,
         Manner::Allow if !authorized || target.is_none() => 407,
         Manner::Allow => 200,
@@ -91,6 +97,10 @@ async fn serve(
         tokio::select! {
             _ = tokio::io::copy_bidirectional(&mut stream, &mut there) => {}
             _ = manner.changed() => {}
+        }
+        let now = *manner.borrow_and_update();
+        if now == Manner::Silence {
+            let _changed = manner.changed().await;
         }
     }
 }

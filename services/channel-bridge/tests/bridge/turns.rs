@@ -185,3 +185,29 @@ async fn whoever_waits_is_told_so() {
     assert!(!rest(&mut first).await.contains(&Update::Queued));
     assert_eq!(reply(&rest(&mut second).await).0, "x");
 }
+
+#[tokio::test]
+async fn what_the_agent_refuses_itself_is_told_once_with_the_field_that_allows_it() {
+    let stack = Stack::start().await;
+    let statuses = |updates: &[Update]| -> Vec<ToolStatus> {
+        let status = |update: &Update| match update {
+            Update::ToolCall { status, .. } => Some(*status),
+            _ => None,
+        };
+        updates.iter().filter_map(status).collect()
+    };
+    let updates = stack.say("refuse Error: Command not allowed by security policy: rm -rf /").await;
+    let note = "(The agent's own policy refused a command; `commands` says which may run, each written plainly \
+                (tiers.yaml, tier tasks).)\n";
+    assert_eq!(reply(&updates).0, format!("{note}done"));
+    let told = updates.iter().filter(|update| matches!(update, Update::Text(text) if text == note)).count();
+    assert_eq!(told, 1, "{updates:?}");
+    let expected = [ToolStatus::Pending, ToolStatus::Failed, ToolStatus::Pending, ToolStatus::Failed];
+    assert_eq!(statuses(&updates), expected);
+    // The control: what merely fails, or prints.
+    for output in ["Error: no such file", "it says Error: Command not allowed by security policy: rm"] {
+        let updates = stack.say(&format!("refuse {output}")).await;
+        assert_eq!(reply(&updates).0, "done", "{output}");
+        assert!(!statuses(&updates).contains(&ToolStatus::Failed), "{output}");
+    }
+}

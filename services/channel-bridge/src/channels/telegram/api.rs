@@ -86,7 +86,6 @@ pub struct Api {
     client: reqwest::Client,
     /// Up to the name of the method, the token included.
     base: Zeroizing<String>,
-    call: Duration,
 }
 
 impl fmt::Debug for Api {
@@ -111,15 +110,15 @@ impl Api {
 
     /// Access with a token.
     #[must_use]
-    pub fn new(client: reqwest::Client, api_url: &str, token: &Zeroizing<String>, call: Duration) -> Self {
-        Self { client, base: Zeroizing::new(format!("{api_url}/bot{}", token.as_str())), call }
+    pub fn new(client: reqwest::Client, api_url: &str, token: &Zeroizing<String>) -> Self {
+        Self { client, base: Zeroizing::new(format!("{api_url}/bot{}", token.as_str())) }
     }
 
-    /// Calls a method. `waits` is how long Telegram may hold the answer back on purpose.
+    /// Calls a method. `within` is for everything, from the connection to the last byte of the answer.
     ///
     /// # Errors
     /// See [`ApiError`].
-    pub async fn call<P, T>(&self, method: &str, params: &P, waits: Duration) -> Result<T, ApiError>
+    pub async fn call<P, T>(&self, method: &str, params: &P, within: Duration) -> Result<T, ApiError>
     where
         P: Serialize + Sync,
         T: DeserializeOwned,
@@ -131,7 +130,7 @@ impl Api {
             .client
             .post(url.as_str())
             .header(reqwest::header::CONTENT_TYPE, "application/json")
-            .timeout(self.call.saturating_add(waits))
+            .timeout(within)
             .body(body)
             .send()
             .await;
@@ -245,7 +244,7 @@ mod tests {
     fn nobody_sees_the_token() {
         let token = Zeroizing::new("123456:secret-part".to_owned());
         let client = reqwest::Client::builder().tls_backend_preconfigured(plain_tls()).build().unwrap();
-        let api = Api::new(client, "https://api.telegram.org", &token, Duration::from_secs(1));
+        let api = Api::new(client, "https://api.telegram.org", &token);
         assert!(!format!("{api:?}").contains("secret-part"));
     }
 

@@ -36,10 +36,12 @@ pub(crate) fn pace() -> Pace {
     Pace {
         poll: Duration::from_secs(50),
         first_retry: Duration::from_millis(10),
+        slowest_reach: Duration::from_millis(50),
         slowest_retry: Duration::from_millis(100),
         between_parts: Duration::from_millis(1),
         typing: Duration::from_millis(20),
         call: Duration::from_secs(5),
+        poll_slack: Duration::from_secs(5),
         note: Duration::from_secs(10),
     }
 }
@@ -131,7 +133,7 @@ impl Stand {
             (AgentDouble::start(Arc::clone(&journal)).await, AgentDouble::start(Arc::clone(&journal)).await);
         let mut value = config(dir.path(), squid.address, [tasks.address, updates.address], approval_secs);
         change(&mut value);
-        let (bridge, cx, post) = bridge(value, &journal).await;
+        let (bridge, cx, post) = bridge(value, &journal, pace()).await;
         Self { tasks, updates, telegram, squid, post, bridge, cx, dir, journal, _doubles: doubles }
     }
 
@@ -147,9 +149,13 @@ impl Stand {
     }
 
     pub(crate) async fn begin(&mut self) {
+        self.begin_at(pace()).await;
+    }
+
+    pub(crate) async fn begin_at(&mut self, pace: Pace) {
         let agents = [self.tasks.address, self.updates.address];
         let value = config(self.dir.path(), self.squid.address, agents, 600);
-        (self.bridge, self.cx, self.post) = bridge(value, &self.journal).await;
+        (self.bridge, self.cx, self.post) = bridge(value, &self.journal, pace).await;
         self.bridge.start_messengers(&self.cx);
     }
 
@@ -219,7 +225,7 @@ impl Stand {
     }
 }
 
-async fn bridge(value: Value, journal: &Journal) -> (ChannelBridge, Context, Arc<MemoryPost>) {
+async fn bridge(value: Value, journal: &Journal, pace: Pace) -> (ChannelBridge, Context, Arc<MemoryPost>) {
     let config: Config = serde_json::from_value(value).unwrap();
     // A few seconds for an approval are for tests only.
     let problems: Vec<String> =
@@ -228,7 +234,7 @@ async fn bridge(value: Value, journal: &Journal) -> (ChannelBridge, Context, Arc
     let cx = Context::detached();
     let post = Arc::new(MemoryPost::new(Arc::clone(journal)));
     let bus: Arc<dyn Post> = post.clone();
-    let bridge = ChannelBridge::assemble(config, &cx, bus, patience(), pace()).await.unwrap();
+    let bridge = ChannelBridge::assemble(config, &cx, bus, patience(), pace).await.unwrap();
     assert!(post.consumers.set((bridge.inbox(), bridge.outbox())).is_ok());
     (bridge, cx, post)
 }

@@ -5,13 +5,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use assistant_tests::doubles::web::Asked;
+use channel_bridge::channels::Pace;
+use channel_bridge::channels::terminal::Message;
 use serde_json::json;
 use tracing_subscriber::filter::dynamic_filter_fn;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 
-use super::stand::{ANNA, BOT_TOKEN, Stand};
+use super::stand::{ANNA, BOT_TOKEN, Stand, pace};
 use crate::squid_double::{Manner, PASSWORD};
-use crate::stack::until;
+use crate::stack::{reply, rest, until};
 
 #[tokio::test]
 async fn telegram_is_left_alone_for_as_long_as_it_wants() {
@@ -76,6 +78,33 @@ async fn squid_refuses_or_is_gone_and_comes_back() {
         until("it recovers", || stand.problem().is_none()).await;
     }
     assert_eq!(stand.sent().len(), 3);
+}
+
+#[tokio::test]
+async fn a_question_on_a_connection_that_is_dead_behind_squid_is_asked_anew() {
+    let mut stand = Stand::start().await;
+    stand.end().await;
+    let pace = pace();
+    stand.begin_at(Pace { poll: Duration::from_secs(1), poll_slack: Duration::from_secs(1), ..pace }).await;
+    stand.polling().await;
+    stand.squid.be(Manner::Silence);
+    until("it is told of", || stand.problem().is_some_and(|problem| problem.contains("did not answer"))).await;
+    stand.squid.be(Manner::Allow);
+    until("it recovers", || stand.problem().is_none()).await;
+    stand.write(ANNA, "say x");
+    assert_eq!(stand.nth(1).await.text, "[tasks] x");
+}
+
+#[tokio::test]
+async fn nobody_at_the_terminal_notices() {
+    let stand = Stand::start().await;
+    stand.polling().await;
+    stand.squid.be(Manner::Refuse(503));
+    until("it is told of", || stand.problem().is_some()).await;
+    let message = Message { tier: "tasks".to_owned(), text: "say x".to_owned(), ..Message::default() };
+    let mut updates = stand.bridge.terminal().send(message).await.unwrap();
+    assert_eq!(reply(&rest(&mut updates).await).0, "x");
+    assert!(stand.problem().is_some(), "and the health still says it");
 }
 
 #[tokio::test]
