@@ -294,6 +294,26 @@ pub struct AuditorConfig {
     pub store_dir: PathBuf,
     /// `http://<address>:16686`.
     pub jaeger_url: String,
+    /// How long the audit store keeps records.
+    #[serde(default)]
+    pub retention: Retention,
+}
+
+/// How much, and for how long, the audit store keeps. What is beyond either is let go, the oldest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Retention {
+    /// Bytes in use, in MiB.
+    pub most_mib: u32,
+    /// Days.
+    pub days: u32,
+}
+
+impl Default for Retention {
+    /// A record takes one or two kilobytes: some three million of them, or 13 months.
+    fn default() -> Self {
+        Self { most_mib: 4096, days: 400 }
+    }
 }
 
 /// One network whose names the auditor answers.

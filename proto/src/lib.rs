@@ -7,6 +7,7 @@
 pub mod config;
 pub mod event;
 pub mod name;
+pub mod squid_log;
 pub mod trace;
 
 /// `assistant.tier.v1`, served by tier-supervisor.

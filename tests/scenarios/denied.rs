@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
-use assistant_proto::event::Layer;
+use assistant_proto::event::{FloorBreached, Layer};
 use assistant_tests::doubles::{OUTSIDE, OUTSIDE_HOST};
-use assistant_tests::harness::bus::Denials;
+use assistant_tests::harness::bus::{Denials, Watch};
 use assistant_tests::harness::command::inside;
 use assistant_tests::harness::plain::Plain;
 use assistant_tests::harness::{AGENT, STATE, TIER, agent, probe, sink};
@@ -81,6 +81,7 @@ async fn squid_denies_on_its_own() {
     // exists and is not on the tier's list. Run from the broker's namespace, where Squid can be reached.
     let tasks = Tasks::default();
     let denials = Denials::watch(&tasks).await.unwrap();
+    let breaches = Watch::<FloorBreached>::watch(&tasks).await.unwrap();
     let cursor = sink::now().await.unwrap();
     let password =
         std::fs::read_to_string(format!("{STATE}/render/assistant-secret-broker/etc/squid-users/{TIER}")).unwrap();
@@ -111,4 +112,7 @@ async fn squid_denies_on_its_own() {
     assert!(sink::queries_for(&arrived, OUTSIDE_HOST).is_empty(), "a denied name must not be resolved");
     let allowed = ask("https://serv.amazingmarvin.com/".to_owned()).await;
     assert!(allowed.out.contains("200"), "control: the password is right and the allowed host opens: {allowed:?}");
+    // The broker permitted nothing of this.
+    let breach = breaches.wait("the breach", |event| event.check == "a permit for every tunnel").await.unwrap();
+    assert!(breach.detail.contains("serv.amazingmarvin.com:443") && breach.detail.contains(TIER), "{breach:?}");
 }

@@ -1,18 +1,20 @@
 //! How far Squid's log was taken, and which tunnels were open there. A small JSON file beside the audit store, replaced
 //! atomically after the events of what it covers are in the store. If it is lost or older than the store nothing is lost
-//! and nothing is counted twice, it only takes longer: events have deterministic ids.
+//! and nothing is counted twice, it only takes longer: events have deterministic ids. tier-supervisor reads the position, to
+//! keep files of the log until they were read.
 
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use assistant_proto::squid_log::CHECKPOINT as NAME;
 use serde::{Deserialize, Serialize};
 
+use crate::compare::Tunnel;
 use crate::line::Line;
 use crate::tail::Position;
 
-const NAME: &str = "squid-log.checkpoint.json";
 const VERSION: u32 = 1;
 
 /// What is kept.
@@ -24,13 +26,16 @@ pub struct Checkpoint {
     pub position: Option<Position>,
     /// Decision lines of tunnels that were not closed yet.
     pub open: Vec<Line>,
+    /// Tunnels whose permits were not looked for yet. Absent in files of earlier versions.
+    #[serde(default)]
+    pub waiting: Vec<Tunnel>,
 }
 
 impl Checkpoint {
-    /// At a position, with open tunnels.
+    /// At a position, with open tunnels, and those whose permits were not looked for.
     #[must_use]
-    pub fn new(position: Option<Position>, open: Vec<Line>) -> Self {
-        Self { version: VERSION, position, open }
+    pub fn new(position: Option<Position>, open: Vec<Line>, waiting: Vec<Tunnel>) -> Self {
+        Self { version: VERSION, position, open, waiting }
     }
 
     /// Loads the checkpoint of a directory. What cannot be read or understood is said and treated as absent: reading
@@ -82,7 +87,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         assert_eq!(Checkpoint::load(directory.path()), None);
         let position = Position { inode: 7, fingerprint: "ab".to_owned(), offset: 12 };
-        let checkpoint = Checkpoint::new(Some(position), Vec::new());
+        let checkpoint = Checkpoint::new(Some(position), Vec::new(), Vec::new());
         checkpoint.save(directory.path()).unwrap();
         assert_eq!(Checkpoint::load(directory.path()), Some(checkpoint.clone()));
         for damage in ["", "{", r#"{"version":2,"position":null,"open":[]}"#, r#"{"version":1}"#] {
@@ -90,6 +95,13 @@ mod tests {
             assert_eq!(Checkpoint::load(directory.path()), None, "{damage}");
         }
         checkpoint.save(directory.path()).unwrap();
+        assert_eq!(Checkpoint::load(directory.path()), Some(checkpoint.clone()));
+        // What tier-supervisor reads of it, and what an earlier version wrote.
+        let text = std::fs::read(directory.path().join(NAME)).unwrap();
+        let progress: assistant_proto::squid_log::Progress = serde_json::from_slice(&text).unwrap();
+        assert_eq!(progress.position, checkpoint.position);
+        let earlier = r#"{"version":1,"position":{"inode":7,"fingerprint":"ab","offset":12},"open":[]}"#;
+        std::fs::write(directory.path().join(NAME), earlier).unwrap();
         assert_eq!(Checkpoint::load(directory.path()), Some(checkpoint));
     }
 }

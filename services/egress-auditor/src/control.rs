@@ -103,6 +103,7 @@ impl EgressService for Control {
             records: verified.records,
             head: hex::encode(verified.head),
             broken_at: verified.broken_at.unwrap_or(0),
+            pruned: verified.pruned,
         }))
     }
 
@@ -181,6 +182,7 @@ impl Watch {
 
 fn message(record: Record) -> RecordMessage {
     let entry = record.entry;
+    let detail = entry.detail();
     // Made harmless when it was recorded; again here, because a store can be tampered with.
     let text = |text: String| harmless_line(&text, MOST_FIELD_CHARS);
     RecordMessage {
@@ -197,6 +199,7 @@ fn message(record: Record) -> RecordMessage {
         trace_id: text(entry.trace_id),
         count: entry.count,
         hash: hex::encode(record.hash),
+        detail,
     }
 }
 
@@ -211,7 +214,10 @@ fn read_failed(error: &ReadError) -> Status {
 
 fn show_failed(error: &ShowError) -> Status {
     match error {
-        ShowError::NotFound => Status::not_found("no span of this trace has arrived; spans take a second or two"),
+        ShowError::NotFound => Status::not_found(
+            "no span of this trace is here: they take a second or two to arrive, only those of the newest traces are kept, \
+             and a restart of Jaeger forgets all; what was denied is also in the audit record",
+        ),
         ShowError::Unreachable(_) | ShowError::Broken(_) | ShowError::Status(_) | ShowError::Malformed(_) => {
             tracing::warn!(%error, source = ?std::error::Error::source(error), "a trace was not shown");
             Status::unavailable(format!("{error}; is assistant-jaeger running?"))

@@ -1,5 +1,6 @@
 //! Watches the space left for the audit store. Before it is used up the service says that it is not healthy, and goes on
-//! recording: what is left then is the reserve in which a person can act. It deletes nothing.
+//! recording: what is left then is the reserve in which a person can act, and in which only what matters is recorded one by
+//! one (see `reserve`). It deletes nothing.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -7,6 +8,9 @@ use std::time::Duration;
 
 use service_kit::host::Health;
 use tokio_util::sync::CancellationToken;
+
+use crate::figures::Figures;
+use crate::reserve::Reserve;
 
 /// Less than this is said. Five days of the worst flood of one client, or weeks of normal work.
 pub const RESERVE: u64 = 512 << 20;
@@ -20,12 +24,19 @@ const HEALTH_PART: &str = "audit-disk";
 pub async fn watch(
     directory: PathBuf,
     reserve: u64,
+    reached: Reserve,
+    figures: Figures,
     health: Health,
     draining: CancellationToken,
 ) -> anyhow::Result<()> {
     loop {
         let looked_at = directory.clone();
         let free = tokio::task::spawn_blocking(move || free(&looked_at)).await?;
+        // Where it cannot be found out nothing is folded.
+        reached.set(free.as_ref().is_ok_and(|free| *free < reserve));
+        if let Ok(free) = &free {
+            figures.free(*free);
+        }
         health.report(HEALTH_PART, judge(&directory, free, reserve));
         tokio::select! {
             () = tokio::time::sleep(LOOK_EVERY) => {}
@@ -46,8 +57,8 @@ fn judge(directory: &Path, free: io::Result<u64>, reserve: u64) -> Result<(), St
     match free {
         Ok(free) if free >= reserve => Ok(()),
         Ok(_) => Err(format!(
-            "less than {} MiB are left on the filesystem of the audit store ({directory}); it still records, but not for \
-             long: make the volume larger or free space on it",
+            "less than {} MiB are left on the filesystem of the audit store ({directory}); denials and decisions are still \
+             recorded, of other events only number and hash: make the volume larger or free space on it",
             reserve >> 20
         )),
         Err(error) => Err(format!("the space left for the audit store ({directory}) cannot be found out: {error}")),
@@ -78,8 +89,9 @@ mod tests {
         for (reserve, problems) in [(u64::MAX, 1), (0, 0)] {
             let draining = CancellationToken::new();
             draining.cancel();
-            watch(directory.path().to_owned(), reserve, health.clone(), draining).await.unwrap();
-            assert_eq!(health.problems().len(), problems);
+            let (at, reached) = (directory.path().to_owned(), Reserve::default());
+            watch(at, reserve, reached.clone(), Figures::default(), health.clone(), draining).await.unwrap();
+            assert_eq!((health.problems().len(), reached.is_reached()), (problems, problems > 0));
         }
     }
 }

@@ -6,7 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use service_kit::bus::{Bus, BusError, Extent, Raw};
 
+use crate::compare::Compare;
+use crate::figures::Figures;
 use crate::record::Entry;
+use crate::reserve::{self, Reserve};
 use crate::store::{Closed, Place, ReadError, Reader, Store};
 
 /// Events in one commit.
@@ -31,6 +34,9 @@ pub enum IntakeError {
 pub struct Intake {
     store: Store,
     stream: &'static str,
+    reserve: Reserve,
+    figures: Figures,
+    compare: Compare,
     /// Sequence up to which everything was taken; none while nothing ever was.
     taken: Arc<Mutex<Option<u64>>>,
 }
@@ -40,9 +46,16 @@ impl Intake {
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub async fn resume(store: Store, reader: &Reader, stream: &'static str) -> Result<Self, IntakeError> {
+    pub async fn resume(
+        store: Store,
+        reader: &Reader,
+        stream: &'static str,
+        reserve: Reserve,
+        figures: Figures,
+        compare: Compare,
+    ) -> Result<Self, IntakeError> {
         let taken = reader.place(stream).await?;
-        Ok(Self { store, stream, taken: Arc::new(Mutex::new(taken)) })
+        Ok(Self { store, stream, reserve, figures, compare, taken: Arc::new(Mutex::new(taken)) })
     }
 
     /// Takes what comes over the bus until the bus is closed. Run it in `Tasks::spawn_restarting`.
@@ -105,9 +118,19 @@ impl Intake {
                 entries.push(notice(&id, "events-lost", lost, &detail));
             }
         }
-        entries.extend(raws.iter().map(|raw| Entry::from_bus(&raw.subject, &raw.id, &raw.payload)));
+        let mut folded = 0;
+        if self.reserve.is_reached() {
+            let (some, of_many) = reserve::fold(self.stream, raws);
+            entries.extend(some);
+            folded = of_many;
+        } else {
+            entries.extend(raws.iter().map(|raw| Entry::from_bus(&raw.subject, &raw.id, &raw.payload)));
+        }
         let newest = raws.iter().map(|raw| raw.stream_sequence).max().unwrap_or(0);
-        self.append(entries, taken.unwrap_or(0).max(newest)).await
+        self.append(entries, taken.unwrap_or(0).max(newest)).await?;
+        self.figures.folded(folded);
+        self.compare.stored(raws);
+        Ok(())
     }
 
     async fn append(&self, entries: Vec<Entry>, sequence: u64) -> Result<(), IntakeError> {
@@ -177,7 +200,11 @@ mod tests {
         let (store, writer, reader) = store::open(directory).unwrap();
         let (health, draining, deadline) = (cx.health.clone(), cx.shutdown.draining(), cx.shutdown.deadline());
         cx.tasks.spawn("writer", OnEnd::Critical, writer.run(health, draining, deadline));
-        let intake = Intake::resume(store, &reader, "EVENTS").await.unwrap();
+        let intake = {
+            let (reserve, figures) = (Reserve::default(), Figures::default());
+            let compare = Compare::new(crate::compare::PATIENCE, figures.clone());
+            Intake::resume(store, &reader, "EVENTS", reserve, figures, compare).await.unwrap()
+        };
         Opened { cx, reader, intake }
     }
 
@@ -220,6 +247,27 @@ mod tests {
             opened.records().await.into_iter().map(|record| record.recorded_at).collect();
         assert_eq!(times.len(), 1, "each commit has one time");
         assert!(!head.has_changed().unwrap());
+        opened.close().await;
+    }
+
+    #[tokio::test]
+    async fn in_the_reserve_only_what_matters_is_recorded_one_by_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let opened = open(directory.path()).await;
+        let batch = || (1..=9).map(raw).chain([Raw { subject: "egress.denied.tasks".to_owned(), ..raw(10) }]);
+        opened.intake.reserve.set(true);
+        let raws: Vec<Raw> = batch().collect();
+        // Delivered again, because the acknowledgement was lost: nothing is added.
+        for _ in 0..2 {
+            opened.intake.take(&raws, None).await.unwrap();
+            let records = opened.records().await;
+            let told: Vec<_> = records.iter().map(|record| (record.entry.kind.as_str(), record.entry.count)).collect();
+            assert_eq!(told, [("audit.folded", 9), ("egress.denied", 1)]);
+        }
+        opened.intake.reserve.set(false);
+        opened.take(11..=13, extent(1, 13)).await;
+        assert_eq!(opened.records().await.len(), 5, "with room again each is a record");
+        assert_eq!(opened.notices().await, []);
         opened.close().await;
     }
 

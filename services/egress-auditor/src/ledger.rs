@@ -143,6 +143,7 @@ impl Ledger {
         match event {
             Own::Denied(event) => self.bus.emit(event, id, parent),
             Own::Allowed(event) => self.bus.emit(event, id, parent),
+            Own::Breached(event) => self.bus.emit(event, id, parent),
         }
     }
 }

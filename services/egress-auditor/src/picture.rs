@@ -188,6 +188,9 @@ pub fn denied(record: &Record) -> String {
             record.recorded_at, record.tier, record.layer, record.reason
         ),
     );
+    if !record.detail.is_empty() {
+        push_line(&mut out, &format!("    what   {}", record.detail));
+    }
     if !record.fix.is_empty() {
         push_line(&mut out, &format!("    fix    {}", record.fix));
     }
@@ -201,7 +204,11 @@ pub fn denied(record: &Record) -> String {
 #[must_use]
 pub fn verified(response: &VerifyChainResponse) -> String {
     if response.intact {
-        format!("intact: {} records, head {}\n", response.records, response.head)
+        let pruned = match response.pruned {
+            0 => String::new(),
+            count => format!(" behind {count} that were let go"),
+        };
+        format!("intact: {} records{pruned}, head {}\n", response.records, response.head)
     } else {
         format!(
             "BROKEN at record {}: the {} records before it are intact, this one was changed, removed or put in\n\
@@ -315,6 +322,7 @@ channel-bridge  turn                       +0 µs    3.21 s  tier=tasks
             port: 443,
             reason: "no-rule".to_owned(),
             fix: "add it".to_owned(),
+            detail: "no rule".to_owned(),
             trace_id: "ab".to_owned(),
             count: 3,
             ..Record::default()
@@ -322,7 +330,7 @@ channel-bridge  turn                       +0 µs    3.21 s  tier=tasks
         assert_eq!(
             denied(&record),
             "2026-01-31T12:00:00.123Z  tasks (zeroclaw-tasks)  news.example:443  denied by broker: no-rule   3 times\n    \
-             fix    add it\n    trace  ab\n"
+             what   no rule\n    fix    add it\n    trace  ab\n"
         );
     }
 }

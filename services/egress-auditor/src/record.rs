@@ -1,6 +1,6 @@
 //! What the audit store holds: one entry per event, of this service or another. Pure.
 
-use assistant_proto::event::{EgressAllowed, EgressDenied, Event, EventId};
+use assistant_proto::event::{EgressAllowed, EgressDenied, Event, EventId, FloorBreached};
 use serde_json::Value;
 
 /// What is shown of a field; the payload has it in full.
@@ -84,6 +84,16 @@ impl Entry {
         Self::from_bus("audit.incomplete.stack", id, body.to_string().as_bytes())
     }
 
+    /// One sentence for a person on what happened; empty where the event has none. Not a field of its own in the store.
+    #[must_use]
+    pub fn detail(&self) -> String {
+        let body: Value = serde_json::from_str(&self.payload).unwrap_or_default();
+        service_kit::text::harmless_line(
+            body.get("detail").and_then(Value::as_str).unwrap_or_default(),
+            MOST_FIELD_CHARS,
+        )
+    }
+
     /// Whether this is what a stored payload tells already. Something seen twice, such as a line of Squid's log read
     /// again after a restart, differs in what depends on the moment: which turn was running, and the time where the line
     /// has none.
@@ -148,6 +158,8 @@ pub enum Own {
     Denied(EgressDenied),
     /// A request left.
     Allowed(EgressAllowed),
+    /// A wall does not stand.
+    Breached(FloorBreached),
 }
 
 impl Own {
@@ -159,6 +171,7 @@ impl Own {
         match self {
             Self::Denied(event) => Entry::own(event, id),
             Self::Allowed(event) => Entry::own(event, id),
+            Self::Breached(event) => Entry::own(event, id),
         }
     }
 
@@ -168,6 +181,7 @@ impl Own {
         match kind {
             EgressDenied::TYPE => serde_json::from_str(payload).ok().map(Self::Denied),
             EgressAllowed::TYPE => serde_json::from_str(payload).ok().map(Self::Allowed),
+            FloorBreached::TYPE => serde_json::from_str(payload).ok().map(Self::Breached),
             _ => None,
         }
     }

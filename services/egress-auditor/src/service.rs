@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use assistant_proto::config::{AuditorConfig, Common, DNS_PORT};
+use assistant_proto::config::{AuditorConfig, Common, DNS_PORT, Retention};
 use assistant_proto::egress::egress_service_server::EgressServiceServer;
 use service_kit::host::{self, Context, ServiceConfig};
 use service_kit::net;
@@ -16,14 +16,18 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tonic::service::Routes;
 
+use crate::compare::{self, Compare};
 use crate::control::Control;
 use crate::denials::Denials;
 use crate::disk;
 use crate::dns::Resolver;
 use crate::feed;
+use crate::figures::Figures;
 use crate::intake::Intake;
 use crate::jaeger::Jaeger;
 use crate::ledger::Ledger;
+use crate::reserve::Reserve;
+use crate::retention;
 use crate::squid::{Attribution, FEED_QUEUE, Follower};
 use crate::store::{self, Reader, Store, Writer};
 
@@ -31,6 +35,9 @@ use crate::store::{self, Reader, Store, Writer};
 /// decision only when the store has it.
 const STREAMS: [&str; 2] = ["EVENTS", "PERMITTED"];
 const DURABLE: &str = "auditor";
+const LEAST_MIB: u32 = 64;
+/// One more than the stream EVENTS keeps.
+const LEAST_DAYS: u32 = 31;
 
 /// The configuration file, as tier-supervisor renders it.
 #[derive(Debug, Clone, serde::Deserialize)]
@@ -73,6 +80,16 @@ impl ServiceConfig for Config {
         if Jaeger::new(&self.0.jaeger_url).is_err() {
             problems.push("jaeger_url: not of the form http://<address>:<port>".to_owned());
         }
+        let Retention { most_mib, days } = self.0.retention;
+        if most_mib < LEAST_MIB {
+            problems
+                .push(format!("retention.most_mib: {most_mib} is less than {LEAST_MIB}, which is used up in no time"));
+        }
+        if days < LEAST_DAYS {
+            problems.push(format!(
+                "retention.days: {days} is less than {LEAST_DAYS}; an event that the bus delivers again must still be known"
+            ));
+        }
         for (name, path) in [("squid_log_dir", &self.0.squid_log_dir), ("store_dir", &self.0.store_dir)] {
             if !path.is_absolute() {
                 problems.push(format!("{name}: not an absolute path"));
@@ -90,6 +107,7 @@ pub struct EgressAuditor {
     squid: Ipv4Addr,
     squid_log_dir: PathBuf,
     store_dir: PathBuf,
+    retention: Retention,
     tiers: BTreeSet<assistant_proto::name::TierName>,
     store: Store,
     writer: Writer,
@@ -117,6 +135,7 @@ impl EgressAuditor {
             squid: config.squid_address,
             squid_log_dir: config.squid_log_dir,
             store_dir: config.store_dir,
+            retention: config.retention,
             tiers: config.zones.into_iter().map(|zone| zone.tier).collect(),
             store,
             writer,
@@ -165,10 +184,20 @@ impl host::Service for EgressAuditor {
         let (tasks, draining) = (&cx.tasks, cx.shutdown.draining());
         let turns = Turns::new();
         turns.follow(cx, Self::NAME);
+        let (figures, reserve) = (Figures::default(), Reserve::default());
+        figures.register(&cx.metrics);
+        let compare = Compare::new(compare::PATIENCE, figures.clone());
         let mut intakes = Vec::with_capacity(STREAMS.len());
         for stream in STREAMS {
-            intakes.push((stream, Intake::resume(self.store.clone(), &self.reader, stream).await?));
+            let (reserve, figures, compare) = (reserve.clone(), figures.clone(), compare.clone());
+            let intake = Intake::resume(self.store.clone(), &self.reader, stream, reserve, figures, compare).await?;
+            intakes.push((stream, intake));
         }
+        tasks.spawn_restarting("audit-retention", {
+            let (store, retention, figures) = (self.store.clone(), self.retention, figures.clone());
+            let (health, draining) = (cx.health.clone(), draining.clone());
+            move || retention::keep(store.clone(), retention, figures.clone(), health.clone(), draining.clone())
+        });
         let ledger = Ledger::new(self.store, cx.bus.clone());
         let denials = Denials::new(turns.clone());
         let stored_before = self.reader.head().borrow().sequence;
@@ -180,7 +209,10 @@ impl host::Service for EgressAuditor {
         });
         tasks.spawn_restarting("audit-disk", {
             let (directory, health, draining) = (self.store_dir.clone(), cx.health.clone(), draining.clone());
-            move || disk::watch(directory.clone(), disk::RESERVE, health.clone(), draining.clone())
+            move || {
+                let (directory, reserve, figures) = (directory.clone(), reserve.clone(), figures.clone());
+                disk::watch(directory, disk::RESERVE, reserve, figures, health.clone(), draining.clone())
+            }
         });
         tasks.spawn("denials", OnEnd::Critical, {
             let (denials, ledger, draining) = (denials.clone(), ledger.clone(), draining.clone());
@@ -194,8 +226,14 @@ impl host::Service for EgressAuditor {
             feed_lines,
             ledger.clone(),
             Attribution::new(self.tiers, turns),
+            compare.clone(),
             cx.health.clone(),
         );
+        tasks.spawn_restarting("compare", {
+            let (bus, reader, ledger) = (cx.bus.clone(), self.reader.clone(), ledger.clone());
+            let draining = draining.clone();
+            move || compare.clone().run(bus.clone(), reader.clone(), ledger.clone(), draining.clone())
+        });
         tasks.spawn("squid-log", OnEnd::Critical, {
             let draining = draining.clone();
             async move { follower.run(draining).await }

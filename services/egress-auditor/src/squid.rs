@@ -14,11 +14,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::checkpoint::Checkpoint;
+use crate::compare::Compare;
 use crate::ledger::{Ledger, Sighting};
-use crate::line::{Line, LineError, LineKey};
+use crate::line::{BumpMode, Line, LineError, LineKey, Outcome};
 use crate::record::Entry;
 use crate::tail::{Gap, Lost, Position, Read, Tail};
-use crate::tunnel::Joiner;
+use crate::tunnel::{Finding, Joiner};
 
 mod sighting;
 
@@ -46,6 +47,7 @@ pub struct Follower {
     feed: mpsc::Receiver<Vec<u8>>,
     ledger: Ledger,
     attribution: Attribution,
+    compare: Compare,
     health: Health,
     readable: bool,
     checkpoint_directory: PathBuf,
@@ -63,16 +65,25 @@ impl Follower {
         feed: mpsc::Receiver<Vec<u8>>,
         ledger: Ledger,
         attribution: Attribution,
+        compare: Compare,
         health: Health,
     ) -> Self {
         let saved = Checkpoint::load(&checkpoint_directory);
-        let (position, open) = saved.clone().map_or((None, Vec::new()), |saved| (saved.position, saved.open));
+        let (mut position, mut open) = (None, Vec::new());
+        if let Some(saved) = saved.clone() {
+            (position, open) = (saved.position, saved.open);
+            compare.resume(saved.waiting);
+        }
+        for tunnel in open.iter().filter_map(|line| attribution.tunnel(line)) {
+            compare.is_open(&tunnel);
+        }
         Self {
             tail: Some(Tail::new(log_directory, LOG_NAME, position)),
             joiner: Joiner::resume(open),
             feed,
             ledger,
             attribution,
+            compare,
             health,
             readable: true,
             checkpoint_directory,
@@ -168,9 +179,34 @@ impl Follower {
     /// Counts a line, unless it was counted before.
     fn count(&mut self, line: Line, sightings: &mut Vec<Sighting>) {
         if self.seen.insert(line.key()) {
+            // The decision of a tunnel: from then on bytes pass.
+            if (line.outcome, line.mode, line.status) == (Outcome::Undecided, BumpMode::Splice, 200)
+                && let Some(tunnel) = self.attribution.tunnel(&line)
+            {
+                self.compare.opened(tunnel);
+            }
             for finding in self.joiner.take(line) {
+                self.closes(&finding);
                 sightings.push(self.attribution.sighting(finding));
             }
+        }
+    }
+
+    /// A tunnel that is over, or one whose decision was never read.
+    fn closes(&self, finding: &Finding) {
+        match finding {
+            Finding::Left { decided: Some(line), .. } => {
+                if let Some(tunnel) = self.attribution.tunnel(line) {
+                    self.compare.closed(&tunnel);
+                }
+            }
+            Finding::Left { decided: None, closed: Some(line) } if line.outcome == Outcome::Tunnel => {
+                if let Some(tunnel) = self.attribution.tunnel(line) {
+                    self.compare.opened(tunnel.clone());
+                    self.compare.closed(&tunnel);
+                }
+            }
+            _ => {}
         }
     }
 
@@ -199,7 +235,7 @@ impl Follower {
     }
 
     async fn save(&mut self, position: Option<Position>) -> anyhow::Result<()> {
-        let checkpoint = Checkpoint::new(position, self.joiner.open());
+        let checkpoint = Checkpoint::new(position, self.joiner.open(), self.compare.waiting());
         let (directory, written) = (self.checkpoint_directory.clone(), checkpoint.clone());
         match tokio::task::spawn_blocking(move || written.save(&directory)).await? {
             Ok(()) => self.saved = Some(checkpoint),
@@ -225,8 +261,7 @@ fn incomplete(gap: &Gap) -> Entry {
         "lines of Squid's log may be lost: {what}, at byte {offset}; how many is not known. What Squid's feed had is recorded \
          all the same, and so is what secret-broker permitted"
     );
-    let fix =
-        "look at why egress-auditor was away or slow while Squid's log was put aside twice, or who else writes there";
+    let fix = "look at why egress-auditor was away or slow while Squid's log grew to 3 GiB, or who else writes there";
     Entry::incomplete(id.as_str(), reason, 1, &detail, fix)
 }
 

@@ -4,7 +4,8 @@
 //! trying while the disk refuses: the service is NOT_SERVING meanwhile, the senders wait, and no event is dropped. The
 //! same event (by id) is stored once. Readers have connections of their own and never wait for the writer (WAL).
 //!
-//! Not here: what an event means, and publishing it (see `ledger`).
+//! The same writer lets go of the oldest records when it is asked to (see `retention`), and leaves a tombstone in the
+//! chain. Not here: what an event means, and publishing it (see `ledger`).
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,9 +19,15 @@ use tokio_util::sync::CancellationToken;
 use crate::chain::{self, Hash};
 use crate::record::Entry;
 
+mod permits;
+mod prune;
 mod read;
+mod verify;
 
-pub use read::{Filter, ReadError, Reader, Verified};
+pub use permits::Wanted;
+pub use prune::{Limits, Look, MOST_AT_ONCE};
+pub use read::{Filter, ReadError, Reader};
+pub use verify::Verified;
 
 /// Requests that may wait for the writer. A request is a handful of events of about a kilobyte; at the few hundred
 /// commits a second of a modest disk this is some seconds of the worst flood, after which senders wait: the DNS window
@@ -144,10 +151,28 @@ struct Request {
     done: oneshot::Sender<Vec<Stored>>,
 }
 
+/// Why nothing was let go.
+#[derive(Debug, thiserror::Error)]
+pub enum PruneError {
+    /// The service is stopping.
+    #[error(transparent)]
+    Closed(#[from] Closed),
+    /// SQLite refused.
+    #[error("the audit store cannot be written")]
+    Database(#[from] rusqlite::Error),
+}
+
+#[derive(Debug)]
+struct PruneRequest {
+    limits: Limits,
+    done: oneshot::Sender<rusqlite::Result<Look>>,
+}
+
 /// Appends to the store. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Store {
     queue: mpsc::Sender<Request>,
+    prunes: mpsc::Sender<PruneRequest>,
 }
 
 impl Store {
@@ -170,6 +195,16 @@ impl Store {
         self.request(entries, Some(place)).await
     }
 
+    /// Lets go of records that are beyond the limits, at most [`MOST_AT_ONCE`]; ask again until none was.
+    ///
+    /// # Errors
+    /// See [`PruneError`]; then nothing was let go.
+    pub async fn prune(&self, limits: Limits) -> Result<Look, PruneError> {
+        let (done, looked) = oneshot::channel();
+        self.prunes.send(PruneRequest { limits, done }).await.map_err(|_| Closed)?;
+        Ok(looked.await.map_err(|_| Closed)??)
+    }
+
     async fn request(&self, entries: Vec<Entry>, place: Option<Place>) -> Result<Vec<Stored>, Closed> {
         let (done, stored) = oneshot::channel();
         self.queue.send(Request { entries, place, done }).await.map_err(|_| Closed)?;
@@ -182,6 +217,7 @@ impl Store {
 pub struct Writer {
     connection: Connection,
     queue: mpsc::Receiver<Request>,
+    prunes: mpsc::Receiver<PruneRequest>,
     head: watch::Sender<Head>,
 }
 
@@ -211,7 +247,10 @@ pub fn open(directory: &Path) -> Result<(Store, Writer, Reader), OpenError> {
     let head = last(&connection).map_err(failed)?;
     let (head, head_seen) = watch::channel(head);
     let (sender, queue) = mpsc::channel(QUEUE);
-    Ok((Store { queue: sender }, Writer { connection, queue, head }, Reader::new(path, head_seen)))
+    // One at a time: whoever asks waits for the answer.
+    let (pruner, prunes) = mpsc::channel(1);
+    let store = Store { queue: sender, prunes: pruner };
+    Ok((store, Writer { connection, queue, prunes, head }, Reader::new(path, head_seen)))
 }
 
 fn create_private(path: &Path) -> std::io::Result<()> {
@@ -247,8 +286,26 @@ impl Writer {
         let mut failing = false;
         loop {
             let mut batch = Vec::with_capacity(MOST_BATCH);
-            // Cancel-safe: `recv_many` loses nothing when the other arm wins.
+            // Cancel-safe: `recv_many` and `recv` lose nothing when another arm wins.
             tokio::select! {
+                Some(PruneRequest { limits, done }) = self.prunes.recv() => {
+                    let attempt = tokio::task::spawn_blocking(move || {
+                        let outcome = prune::prune(&mut connection, head, &limits);
+                        (connection, outcome)
+                    })
+                    .await?;
+                    let outcome;
+                    (connection, outcome) = attempt;
+                    let looked = outcome.map(|(new_head, look)| {
+                        head = new_head;
+                        self.head.send_replace(head);
+                        look
+                    });
+                    if done.send(looked).is_err() {
+                        tracing::debug!("nobody waits for this look any more");
+                    }
+                    continue;
+                }
                 count = self.queue.recv_many(&mut batch, MOST_BATCH) => if count == 0 { break },
                 () = deadline.cancelled() => break,
             }

@@ -257,7 +257,8 @@ pub fn decide<'h>(
             "method-not-allowed",
             format!("{principal} may only read at {host}, and {} is not GET or HEAD", request.method),
             format!(
-                "in tiers.yaml, tier {}: add `{host}` with `methods: [{}]` under `egress`, if it is meant to write there",
+                "in {}, tier {}: add `{host}` with `methods: [{}]` under `egress`, if it is meant to write there",
+                policy.file(),
                 policy.tier(),
                 request.method
             ),
@@ -346,7 +347,7 @@ fn check_port(target: &Target) -> Result<(), Denial> {
 }
 
 fn host_denied(policy: &TierPolicy, principal: &PrincipalName, host: &HostName) -> Denial {
-    let tier = policy.tier();
+    let (tier, file) = (policy.tier(), policy.file());
     let fix = match policy.rules().iter().find(|rule| rule.reaches(host)) {
         // Somebody else's rule: the credential behind it is theirs, so widening it is not the smallest change.
         Some(rule) => format!(
@@ -355,7 +356,7 @@ fn host_denied(policy: &TierPolicy, principal: &PrincipalName, host: &HostName) 
             rule.spec().source
         ),
         None => format!(
-            "in tiers.yaml, tier {tier}: add `hosts: [{host}]` under `egress`, and {host} to squid/allowlist.txt where it is missing"
+            "in {file}, tier {tier}: add `hosts: [{host}]` under `egress`, and {host} to squid/allowlist.txt where it is missing"
         ),
     };
     Denial::new("host-not-allowed", format!("{principal} of tier {tier} may not reach {host}: no rule allows it"), fix)

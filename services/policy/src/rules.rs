@@ -258,6 +258,13 @@ impl TierPolicy {
         &self.tier
     }
 
+    /// The file that a person would change, as its rules name it.
+    #[must_use]
+    pub fn file(&self) -> &str {
+        let named = self.rules.first().and_then(|rule| rule.spec().source.rsplit_once(':'));
+        named.map_or("tiers.yaml", |(file, _)| file)
+    }
+
     /// The rules in the order in which they are tried.
     #[must_use]
     pub fn rules(&self) -> &[Arc<Rule>] {

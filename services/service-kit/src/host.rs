@@ -73,6 +73,8 @@ pub struct Context {
     pub health: Health,
     /// When to stop.
     pub shutdown: Shutdown,
+    /// What the service counts beyond what every service does.
+    pub metrics: Metrics,
 }
 
 impl Context {
@@ -80,7 +82,8 @@ impl Context {
     #[must_use]
     pub fn detached() -> Self {
         let shutdown = Shutdown::default();
-        Self { tasks: Tasks::new(shutdown.deadline()), bus: Bus::detached(), health: Health::detached(), shutdown }
+        let tasks = Tasks::new(shutdown.deadline());
+        Self { tasks, bus: Bus::detached(), health: Health::detached(), shutdown, metrics: Metrics::default() }
     }
 }
 
@@ -211,14 +214,14 @@ async fn live<S: Service>(config: S::Config, metrics: Metrics) -> anyhow::Result
     let (health, health_service) = Health::new(S::GRPC_SERVICES);
     metrics.watch_bus(&bus);
     metrics.watch_health(&health);
-    let cx = Context { tasks, bus, health, shutdown };
+    let cx = Context { tasks, bus, health, shutdown, metrics };
     // Signals are taken before anything is built: a stop during a slow start must not be lost.
     let signals = Signals::new()?;
 
     let service = S::build(config, &cx).await?;
     let listener = Listener::bind(&common.control_socket).await?;
     let control_stop = CancellationToken::new();
-    control::serve(&foundation, listener, service.control(), health_service, control_stop.clone())?;
+    control::serve(&foundation, listener, service.control(), S::GRPC_SERVICES, health_service, control_stop.clone())?;
     cx.bus.start(&foundation);
     cx.health.follow_bus(&cx.bus);
     cx.health.spawn(&foundation, control_stop.clone());
@@ -345,7 +348,8 @@ mod tests {
         server.stream("EVENTS", "floor.>").await;
         let shutdown = Shutdown::default();
         let tasks = Tasks::new(shutdown.deadline());
-        let cx = Context { tasks, bus: server.bus().await, health: Health::detached(), shutdown };
+        let bus = server.bus().await;
+        let cx = Context { tasks, bus, health: Health::detached(), shutdown, metrics: Metrics::default() };
         let end = end_of(CancellationToken::new());
         cx.bus.start(&end.foundation);
         let words = LastWords(cx.bus.clone());

@@ -157,7 +157,7 @@ impl Metrics {
     }
 
     /// Adds a counter that is kept elsewhere. The callback must not block.
-    pub(crate) fn counter(
+    pub fn counter(
         &self,
         name: &'static str,
         what: &'static str,
@@ -167,7 +167,7 @@ impl Metrics {
     }
 
     /// Adds a number that is looked up when it is sent. The callback must not block.
-    pub(crate) fn gauge(
+    pub fn gauge(
         &self,
         name: &'static str,
         what: &'static str,

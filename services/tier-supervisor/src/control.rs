@@ -5,7 +5,7 @@ mod memory;
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use assistant_proto::config::Confidentiality;
 use assistant_proto::tier::tier_service_server::TierService;
@@ -182,9 +182,15 @@ fn watched(picture: &Picture, health: &Health) -> WatchStackResponse {
         problem: picture.problem.clone().or(of_ours).unwrap_or_default(),
         drill: picture.desired.mode == assistant_proto::config::Mode::Drill,
         file_problems: picture.file_problems.clone(),
+        configured_at: seconds(picture.configured_at),
         remarks: picture.desired.remarks.clone(),
         tiers: picture.desired.tiers.iter().map(tier).collect(),
     }
+}
+
+/// Since 1970.
+fn seconds(at: SystemTime) -> i64 {
+    at.duration_since(UNIX_EPOCH).map_or(0, |age| i64::try_from(age.as_secs()).unwrap_or(i64::MAX))
 }
 
 fn container(picture: &Picture, spec: &ContainerSpec) -> Container {
@@ -197,10 +203,7 @@ fn container(picture: &Picture, spec: &ContainerSpec) -> Container {
         Standing::Stopped => ContainerState::Stopped,
     };
     let (memory_bytes, started_at) = match picture.found(spec).map(|found| found.state) {
-        Some(State::Running { pid, started_at }) => {
-            let seconds = started_at.duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
-            (memory::resident(pid), i64::try_from(seconds).unwrap_or(i64::MAX))
-        }
+        Some(State::Running { pid, started_at }) => (memory::resident(pid), seconds(started_at)),
         _ => (0, 0),
     };
     Container {

@@ -80,6 +80,8 @@ pub struct Desired {
     pub gates: Vec<Gate>,
     /// The tiers, for people.
     pub tiers: Vec<TierSummary>,
+    /// tiers.yaml, as people name it.
+    pub tiers_file: String,
     /// What is worth knowing about the files and stops nothing, a sentence each.
     pub remarks: Vec<String>,
     /// The resolvers Squid may ask over `egress`, UDP and TCP 53. Nobody else asks any.
@@ -103,6 +105,16 @@ impl Desired {
         let squid = self.containers.iter().find(|container| container.role == Role::Squid)?;
         squid.mounts.iter().find_map(|mount| match &mount.source {
             MountSource::Volume(name) if mount.target == SQUID_LOG_DIR => Some(name.as_str()),
+            _ => None,
+        })
+    }
+
+    /// The volume in which the reader of Squid's log keeps how far it came.
+    #[must_use]
+    pub fn audit_volume(&self) -> Option<&str> {
+        let auditor = self.containers.iter().find(|container| container.role == Role::EgressAuditor)?;
+        auditor.mounts.iter().find_map(|mount| match &mount.source {
+            MountSource::Volume(name) if !mount.read_only => Some(name.as_str()),
             _ => None,
         })
     }

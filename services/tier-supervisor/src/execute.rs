@@ -313,14 +313,17 @@ impl<'a, E: Engine, V: Vm> Executor<'a, E, V> {
     async fn rotate_log(&self, spec: &ContainerSpec, id: &str) -> Result<(), ExecuteError> {
         let name = self.desired.squid_log_volume().ok_or_else(|| outdated(&spec.name))?;
         let inventory = self.engine.inventory().await?;
-        let volume = inventory.volumes.iter().find(|found| found.name == name && found.owner.is_of(self.desired.mode));
+        let ours = || inventory.volumes.iter().filter(|found| found.owner.is_of(self.desired.mode));
+        let volume = ours().find(|found| found.name == name);
         let volume = volume.ok_or_else(|| ExecuteError::NoVolume { name: name.to_owned() })?;
-        if self.vm.squid_log(&volume.mountpoint) == SquidLog::Full {
+        let reader = ours().find(|found| Some(found.name.as_str()) == self.desired.audit_volume());
+        let reader = reader.map(|found| found.mountpoint.as_path());
+        if self.vm.squid_log(&volume.mountpoint, reader) == SquidLog::Full {
             self.vm.rotate_squid_log(&volume.mountpoint).await?;
         }
         self.engine.signal_container(id, REOPEN).await?;
         let until = tokio::time::Instant::now() + REOPENED_WITHIN;
-        while self.vm.squid_log(&volume.mountpoint) == SquidLog::Moved {
+        while self.vm.squid_log(&volume.mountpoint, reader) == SquidLog::Moved {
             if tokio::time::Instant::now() >= until {
                 return Err(ExecuteError::NotReopened { container: spec.name.clone() });
             }

@@ -56,6 +56,20 @@ impl FileError {
         move |source| Self::Io { what, path: path.to_owned(), source }
     }
 
+    /// What a person should do about it; `absent` where the file is simply not there.
+    #[must_use]
+    pub fn fix(&self, absent: &str) -> String {
+        match self {
+            _ if self.is_absent() => absent.to_owned(),
+            Self::Io { .. } => "see that root can read it".to_owned(),
+            Self::TooLarge { .. } => "put the right file in its place".to_owned(),
+            Self::NotText { .. } => "save it again as UTF-8 text".to_owned(),
+            Self::NotRegular { .. } => "put a regular file in its place".to_owned(),
+            // It says it itself.
+            Self::TooOpen { .. } => String::new(),
+        }
+    }
+
     /// Whether the file is simply not there.
     #[must_use]
     pub fn is_absent(&self) -> bool {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use service_kit::text::harmless;
-use tier_supervisor::config::{self, Fate, Settings};
+use tier_supervisor::config::{self, Fate, Images, Settings};
 use tier_supervisor::engine::docker::{self, Docker};
 use tier_supervisor::lock::Lock;
 use tier_supervisor::supervisor::{self, Supervisor};
@@ -28,7 +28,7 @@ enum Command {
     /// Brings the stack up and keeps it up until SIGTERM. What runs then goes on running.
     Run(ConfigArgument),
     /// Checks the configuration and tiers.yaml, prints every problem, exits 2 if there is one.
-    CheckConfig(ConfigArgument),
+    CheckConfig(CheckArguments),
     /// Takes over a `.env`: secrets into files of their own, the rest into env.json. Prints no value.
     ImportEnv(ImportArguments),
     /// Prints the images that the enabled MCP servers of a tiers.yaml name, one a line.
@@ -57,6 +57,15 @@ struct ConfigArgument {
 }
 
 #[derive(Debug, clap::Args)]
+struct CheckArguments {
+    #[command(flatten)]
+    config: ConfigArgument,
+    /// Suppose that every image exists: for asking before one was built. images.json is not read.
+    #[arg(long)]
+    before_images: bool,
+}
+
+#[derive(Debug, clap::Args)]
 struct ImportArguments {
     /// The `.env`.
     #[arg(long)]
@@ -72,13 +81,7 @@ struct ImportArguments {
 fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Run(argument) => run(&argument.config),
-        Command::CheckConfig(argument) => match supervisor::problems(&argument.config) {
-            problems if problems.is_empty() => {
-                config::remarks(&argument.config).iter().for_each(|remark| note(remark));
-                ExitCode::SUCCESS
-            }
-            problems => refuse(&problems),
-        },
+        Command::CheckConfig(arguments) => check(&arguments),
         Command::ImportEnv(arguments) => import_env(&arguments),
         Command::CatalogueImages { tiers_file } => {
             let images = config::catalogue_images(&tiers_file);
@@ -92,6 +95,16 @@ fn main() -> ExitCode {
         }),
         Command::Gates { config } => gates::main(&config),
     }
+}
+
+fn check(arguments: &CheckArguments) -> ExitCode {
+    let images = || arguments.before_images.then(Images::supposed);
+    let problems = supervisor::problems(&arguments.config.config, images());
+    if !problems.is_empty() {
+        return refuse(&problems);
+    }
+    config::remarks(&arguments.config.config, images()).iter().for_each(|remark| note(remark));
+    ExitCode::SUCCESS
 }
 
 fn run(config: &Path) -> ExitCode {

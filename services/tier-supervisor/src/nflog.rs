@@ -10,6 +10,7 @@ mod attempt;
 mod frame;
 mod ledger;
 mod mark;
+mod placing;
 mod socket;
 mod tally;
 
@@ -90,17 +91,19 @@ pub async fn run(
                 }
             }
         }
-        counter.unreported(&ledger, &principals.borrow());
+        let known = Arc::clone(&principals.borrow());
+        counter.unreported(&ledger, &known);
         for folded in counter.tally.due(tokio::time::Instant::now()) {
-            emit(&bus, tally::told(folded));
+            emit(&bus, &known, tally::told(folded));
         }
     }
     // The group is still held, by the thread that reads it: what comes now was not counted, but nearly nothing does.
     let looked = look(&ledger).await;
     drop(listening);
-    counter.unreported(&ledger, &principals.borrow());
+    let known = Arc::clone(&principals.borrow());
+    counter.unreported(&ledger, &known);
     for folded in counter.tally.rest() {
-        emit(&bus, tally::told(folded));
+        emit(&bus, &known, tally::told(folded));
     }
     looked
 }
@@ -163,7 +166,7 @@ impl Counter {
                 return None;
             }
         }
-        principals.attempt(cause, report.interface, packet)
+        principals.attempt(now, cause, report.interface, packet)
     }
 
     fn record(&mut self, attempt: Attempt, count: u64) {
@@ -175,7 +178,7 @@ impl Counter {
     }
 }
 
-fn emit(bus: &Bus, (attempt, count, context): (Attempt, u64, TurnContext)) {
+fn emit(bus: &Bus, principals: &Principals, (attempt, count, context): (Attempt, u64, TurnContext)) {
     let reason = attempt.reason.as_str();
     let span = tracing::info_span!(
         "kernel.deny",
@@ -206,7 +209,7 @@ fn emit(bus: &Bus, (attempt, count, context): (Attempt, u64, TurnContext)) {
         port: attempt.port,
         reason: reason.to_owned(),
         detail: attempt.detail(),
-        fix: attempt.fix().to_owned(),
+        fix: attempt.fix(principals.tiers_file()),
         count,
         turn: context.turn,
         attachment: context.attachment,

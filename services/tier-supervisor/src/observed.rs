@@ -59,7 +59,8 @@ pub enum SquidLog {
     /// There is nothing to do.
     #[default]
     Fine,
-    /// It has grown to the size at which a new one is begun.
+    /// It has grown to the size at which a new one is begun, and no file that is not read to its end is lost by that; or
+    /// it has grown beyond all patience.
     Full,
     /// It was renamed, and Squid has not begun a new one: it still writes to the old.
     Moved,

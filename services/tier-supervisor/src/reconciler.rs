@@ -171,8 +171,14 @@ impl<E: Engine, V: Vm> Reconciler<E, V> {
                 picture.converged = false;
             }
         });
-        let file_problems = self.stack.wanted.borrow().problems.clone();
-        self.show(|picture| picture.file_problems = file_problems);
+        let (file_problems, since) = {
+            let wanted = self.stack.wanted.borrow();
+            (wanted.problems.clone(), wanted.since)
+        };
+        self.show(|picture| {
+            picture.file_problems = file_problems;
+            picture.configured_at = since;
+        });
         let mut round = Round { next_try: plan.next_try(), ..Round::default() };
         // Containers whose further steps wait for another round.
         let mut left: BTreeSet<&str> = BTreeSet::new();

@@ -26,7 +26,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// What to show.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Arguments {
-    /// Wait until everything is up and healthy, showing progress; at most that many seconds.
+    /// Wait until everything is up and healthy, showing progress; at most that many seconds. Without it, once.
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "600")]
     pub wait: Option<u64>,
     /// Print JSON instead of a table.
@@ -68,8 +68,7 @@ pub fn is_healthy(stack: &WatchStackResponse) -> bool {
         && stack.containers.iter().all(|container| container.state() == ContainerState::Healthy)
 }
 
-/// Shows the status. With `--wait` exit status 0 only when everything is up and healthy; without it, when there was an
-/// answer: the table, or `healthy` in the JSON, says the rest.
+/// Shows the status. Exit status 0 only when everything is up and healthy.
 ///
 /// # Errors
 /// See [`StatusError`].
@@ -81,7 +80,7 @@ pub async fn run(arguments: &Arguments) -> Result<ExitCode, StatusError> {
     };
     let text = if arguments.json { screen::json(&stack) } else { screen::table(&stack) };
     std::io::stdout().lock().write_all(text.as_bytes())?;
-    Ok(if arguments.wait.is_none() || is_healthy(&stack) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if is_healthy(&stack) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 async fn now(socket: &Path) -> Result<WatchStackResponse, StatusError> {
@@ -188,7 +187,9 @@ impl Shown {
         if stack.problem != self.problem {
             self.problem = stack.problem.clone();
             if !self.problem.is_empty() {
-                let problem = format!("problem: {}", service_kit::text::harmless(&self.problem, 8000));
+                // Its beginning: the whole of it is in the table at the end, if it is still there then.
+                let first = self.problem.lines().next().unwrap_or_default();
+                let problem = format!("problem: {}", service_kit::text::harmless_line(first, 300));
                 self.say(&problem)?;
             }
         }

@@ -52,15 +52,16 @@ impl ServiceConfig for Config {
     }
 }
 
-/// Every problem of supervisor.json, images.json, tiers.yaml and what they name. Makes nothing.
+/// Every problem of supervisor.json, images.json, tiers.yaml and what they name. Makes nothing. With `images`, these are
+/// taken in place of images.json, which is not there yet.
 #[must_use]
-pub fn problems(settings: &Path) -> Vec<String> {
+pub fn problems(settings: &Path, images: Option<Images>) -> Vec<String> {
     let settings = match Settings::load(settings) {
         Ok(settings) => settings,
         Err(error) => return vec![error.to_string()],
     };
     let mut problems = Vec::new();
-    match Images::load(&settings.images_file) {
+    match images.map_or_else(|| Images::load(&settings.images_file), Ok) {
         Err(error) => problems.push(error.to_string()),
         Ok(images) => {
             if let Err(found) = Tiers::load(&settings, &images) {
@@ -156,7 +157,7 @@ impl Service for Supervisor {
         let ledger = Ledger::at(&settings.state_dir.join("reported-drops"));
         let vm = Linux::new(&settings.state_dir, settings.operator.uid, engine_socket, told, ledger.clone());
         let standing = vm.standing();
-        let (wanted, known) = watch::channel(Wanted { desired: Arc::new(desired), problems: Vec::new() });
+        let (wanted, known) = watch::channel(Wanted::new(desired));
         let stack = Arc::new(Stack::new(Docker::at(engine_socket), vm, cx.bus.clone(), known));
         let (applies, received) = mpsc::channel(APPLIES);
         let (health, draining) = (cx.health.clone(), cx.shutdown.draining());

@@ -47,8 +47,9 @@ pub trait Vm: Send + Sync + 'static {
     /// Owner of a volume's top directory; none when it cannot be looked at.
     fn volume_top(&self, mountpoint: &Path) -> Option<Ownership>;
 
-    /// How Squid's log in this directory stands.
-    fn squid_log(&self, directory: &Path) -> SquidLog;
+    /// How Squid's log in this directory stands. Its reader keeps in `reader`, where there is such a volume, how far it
+    /// came.
+    fn squid_log(&self, directory: &Path, reader: Option<&Path>) -> SquidLog;
 
     /// Puts Squid's log aside; Squid is to be told.
     fn rotate_squid_log(&self, directory: &Path) -> impl Future<Output = Result<(), VmError>> + Send;
@@ -171,10 +172,13 @@ impl Vm for Linux {
     async fn observe(&self, desired: &Arc<Desired>, inventory: &Inventory) -> Result<Host, VmError> {
         let desired = Arc::clone(desired);
         let containers = inventory.containers.clone();
-        let log = desired.squid_log_volume().and_then(|name| {
-            inventory.volumes.iter().find(|found| found.name == name && found.owner.is_of(desired.mode))
-        });
-        let squid_log = log.map_or(SquidLog::Fine, |volume| squid_log::standing(&volume.mountpoint));
+        let volume = |name: Option<&str>| {
+            let found = inventory.volumes.iter().find(|found| Some(found.name.as_str()) == name);
+            found.filter(|found| found.owner.is_of(desired.mode)).map(|found| found.mountpoint.as_path())
+        };
+        let reader = volume(desired.audit_volume());
+        let log = volume(desired.squid_log_volume());
+        let squid_log = log.map_or(SquidLog::Fine, |directory| squid_log::standing(directory, reader));
         let render_dir = self.render_dir.clone();
         let (sockets, table) = (Arc::clone(&self.sockets), Arc::clone(&self.table));
         blocking(move || -> Result<Host, VmError> {
@@ -196,8 +200,8 @@ impl Vm for Linux {
         volumes::top(mountpoint)
     }
 
-    fn squid_log(&self, directory: &Path) -> SquidLog {
-        squid_log::standing(directory)
+    fn squid_log(&self, directory: &Path, reader: Option<&Path>) -> SquidLog {
+        squid_log::standing(directory, reader)
     }
 
     async fn rotate_squid_log(&self, directory: &Path) -> Result<(), VmError> {

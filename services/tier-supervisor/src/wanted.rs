@@ -21,8 +21,18 @@ const READ_EVERY: Duration = Duration::from_secs(30);
 pub struct Wanted {
     /// The last state that could be used.
     pub desired: Arc<Desired>,
+    /// When it was first read.
+    pub since: SystemTime,
     /// Every problem of the files as they are now; empty when `desired` is what they say.
     pub problems: Vec<String>,
+}
+
+impl Wanted {
+    /// Read a moment ago, and usable.
+    #[must_use]
+    pub fn new(desired: Desired) -> Self {
+        Self { desired: Arc::new(desired), since: SystemTime::now(), problems: Vec::new() }
+    }
 }
 
 /// Reads every file and computes the desired state, or says everything that is wrong. Blocks.
@@ -61,12 +71,15 @@ pub async fn follow(
 fn take(wanted: &watch::Sender<Wanted>, outcome: Result<Desired, Vec<String>>) {
     wanted.send_if_modified(|wanted| match outcome {
         Ok(desired) => {
-            let changed = *wanted.desired != desired || !wanted.problems.is_empty();
+            let mended = !std::mem::take(&mut wanted.problems).is_empty();
+            let changed = *wanted.desired != desired;
             if changed {
                 tracing::info!("the configuration has changed");
-                *wanted = Wanted { desired: Arc::new(desired), problems: Vec::new() };
+                *wanted = Wanted::new(desired);
+            } else if mended {
+                tracing::info!("the configuration can be used again, and is what runs");
             }
-            changed
+            changed || mended
         }
         Err(problems) => {
             let changed = wanted.problems != problems;
@@ -108,15 +121,18 @@ mod tests {
     #[test]
     fn changes_are_seen_and_bad_files_change_nothing_that_runs() {
         let desired = crate::plan::samples::desired();
-        let first = Wanted { desired: Arc::new(desired.clone()), problems: Vec::new() };
+        let first = Wanted::new(desired.clone());
         let (sender, mut receiver) = watch::channel(first.clone());
         take(&sender, Ok(desired.clone()));
         assert!(!receiver.has_changed().unwrap(), "equal states wake nobody");
         take(&sender, Err(vec!["tiers.yaml:1:1: no".to_owned()]));
         let bad = receiver.borrow_and_update().clone();
-        assert_eq!((bad.desired, bad.problems.len()), (first.desired, 1));
-        take(&sender, Ok(desired));
-        assert!(receiver.borrow_and_update().problems.is_empty());
+        assert_eq!((&bad.desired, bad.problems.len(), bad.since), (&first.desired, 1, first.since));
+        take(&sender, Ok(desired.clone()));
+        assert_eq!(*receiver.borrow_and_update(), first, "what runs is as old as before");
+        take(&sender, Ok(Desired { remarks: vec!["another".to_owned()], ..desired }));
+        let another = receiver.borrow_and_update().clone();
+        assert!(another.desired.remarks == ["another"] && another.since >= first.since);
     }
 
     #[test]

@@ -134,7 +134,10 @@ async fn what_may_leave_is_never_discarded_and_goes_only_when_the_auditor_has_it
         message.double_ack().await.unwrap();
     }
     let mut permitted = jetstream.get_stream(PERMITTED).await.unwrap();
-    assert_eq!(permitted.info().await.unwrap().state.messages, 0, "the auditor has it");
+    let state = permitted.info().await.unwrap().state.clone();
+    assert_eq!(state.messages, 0, "the auditor has it");
+    // By this it knows that no permit is on its way any more (`compare.rs`).
+    assert_eq!((state.first_sequence, state.last_sequence), (2, 1));
 
     // Full, because the auditor does not read: what is new is refused. Smaller here, to be full soon.
     let specified = permitted.info().await.unwrap().config.clone();

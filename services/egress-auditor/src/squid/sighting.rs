@@ -10,6 +10,7 @@ use service_kit::clock;
 use service_kit::text;
 use service_kit::turns::{TurnContext, Turns};
 
+use crate::compare::Tunnel;
 use crate::ledger::{Sighting, SpanDraft, attached, trace_of};
 use crate::line::{Encoded, Line, Outcome};
 use crate::record::Own;
@@ -46,6 +47,20 @@ impl Attribution {
             }
             Finding::Left { decided, closed } => self.left(decided.as_deref(), closed.as_deref()),
         }
+    }
+
+    /// A tunnel that a tier's user asked for, by either of its lines; none of a service.
+    #[must_use]
+    pub fn tunnel(&self, line: &Line) -> Option<Tunnel> {
+        Some(Tunnel {
+            key: EventId::derive(&[b"tunnel", &line.key().bytes()]).as_str().to_owned(),
+            tier: self.tier_named_by(line)?,
+            host: shown(line.host.as_ref()),
+            port: line.port.unwrap_or(TLS_PORT),
+            started_at: line.started_at,
+            parent: line.traceparent.as_ref().and_then(|sent| sent.as_str().parse().ok()),
+            is_decision: line.outcome == Outcome::Undecided,
+        })
     }
 
     /// A line that could not be parsed: it may be anything, a denied attempt included, so it is counted as one. Its place
@@ -330,7 +345,7 @@ mod tests {
     fn denied(sighting: Sighting) -> EgressDenied {
         match sighting.event {
             Own::Denied(event) => event,
-            Own::Allowed(_) => panic!("not a denial"),
+            Own::Allowed(_) | Own::Breached(_) => panic!("not a denial"),
         }
     }
 

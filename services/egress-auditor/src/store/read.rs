@@ -2,18 +2,15 @@
 
 use std::path::PathBuf;
 
-use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
 use tokio::sync::watch;
 
 use super::Head;
-use crate::chain;
+use super::permits::{Wanted, without_permit};
+use super::verify::{Verified, verify};
 use crate::record::{Entry, Record};
 
-/// Rows that are held at a time while the chain is walked.
-const PAGE: u64 = 1000;
-
-const COLUMNS: &str = "sequence, event_id, recorded_at, type, tier, principal, layer, host, port, reason, fix, trace_id, \
+pub(super) const COLUMNS: &str = "sequence, event_id, recorded_at, type, tier, principal, layer, host, port, reason, fix, trace_id, \
                        count, payload, previous, hash";
 
 /// Which records; empty text means all.
@@ -34,17 +31,6 @@ pub enum ReadError {
     /// The reading thread ended.
     #[error("the service is stopping")]
     Stopping(#[from] tokio::task::JoinError),
-}
-
-/// What a walk along the chain found.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Verified {
-    /// Records that fit, from the first on.
-    pub records: u64,
-    /// Hash of the last of them.
-    pub head: chain::Hash,
-    /// Sequence of the first record that does not fit, or that is missing.
-    pub broken_at: Option<u64>,
 }
 
 /// Reads the store. Cheap to clone. Each call has its own read-only connection, in a thread that may block.
@@ -111,13 +97,21 @@ impl Reader {
         .await
     }
 
-    /// Walks the chain from the first record to the last committed one.
+    /// Walks the chain from the first record that is kept to the last committed one.
     ///
     /// # Errors
     /// When the database as a whole cannot be read. A record that cannot be read is an answer.
     pub async fn verify(&self) -> Result<Verified, ReadError> {
         let head = *self.head.borrow();
         self.blocking(move |connection| verify(connection, head)).await
+    }
+
+    /// Which of these tunnels have no permit in the store, by their places in the list; see [`permits`](super::permits).
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub async fn without_permit(&self, wanted: Vec<Wanted>) -> Result<Vec<usize>, ReadError> {
+        self.blocking(move |connection| without_permit(connection, &wanted)).await
     }
 
     async fn blocking<T: Send + 'static>(
@@ -163,7 +157,7 @@ fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
     Ok(Record { sequence: row.get(0)?, recorded_at: row.get(2)?, entry: entry(row)?, hash: row.get(15)? })
 }
 
-fn entry(row: &Row<'_>) -> rusqlite::Result<Entry> {
+pub(super) fn entry(row: &Row<'_>) -> rusqlite::Result<Entry> {
     Ok(Entry {
         event_id: row.get(1)?,
         kind: row.get(3)?,
@@ -179,54 +173,4 @@ fn entry(row: &Row<'_>) -> rusqlite::Result<Entry> {
         payload: row.get(13)?,
         own: false,
     })
-}
-
-fn verify(connection: &Connection, head: Head) -> rusqlite::Result<Verified> {
-    let mut verified = Verified { records: 0, head: chain::genesis(), broken_at: None };
-    let sql = format!("SELECT {COLUMNS} FROM record WHERE sequence > ?1 ORDER BY sequence LIMIT ?2");
-    let mut statement = connection.prepare(&sql)?;
-    // Records committed while this runs are left to the next walk.
-    while verified.records < head.sequence {
-        let mut rows = statement.query([verified.records, PAGE])?;
-        let before = verified.records;
-        loop {
-            let expected = verified.records.saturating_add(1);
-            if expected > head.sequence {
-                break;
-            }
-            let row = match rows.next() {
-                Ok(Some(row)) => row,
-                Ok(None) => break,
-                // A damaged page: what is on it does not fit.
-                Err(_) => return Ok(Verified { broken_at: Some(expected), ..verified }),
-            };
-            match fits(row, expected, &verified.head) {
-                Some(hash) => verified = Verified { records: expected, head: hash, broken_at: None },
-                None => return Ok(Verified { broken_at: Some(expected), ..verified }),
-            }
-        }
-        if verified.records == before {
-            // Records at the end are missing.
-            return Ok(Verified { broken_at: Some(before.saturating_add(1)), ..verified });
-        }
-    }
-    if verified.head != head.hash {
-        // A whole new chain: consistent in itself, but not the one this process has written.
-        return Ok(Verified { broken_at: Some(head.sequence), ..verified });
-    }
-    Ok(verified)
-}
-
-/// The record's hash, if it is the `expected` one and fits behind `previous`.
-fn fits(row: &Row<'_>, expected: u64, previous: &chain::Hash) -> Option<chain::Hash> {
-    let sequence: u64 = row.get(0).ok()?;
-    let recorded_at: String = row.get(2).ok()?;
-    let entry = entry(row).ok()?;
-    let blob = |column: usize| match row.get_ref(column) {
-        Ok(ValueRef::Blob(bytes)) => chain::Hash::try_from(bytes).ok(),
-        _ => None,
-    };
-    let (stored_previous, stored_hash) = (blob(14)?, blob(15)?);
-    let computed = chain::link(previous, sequence, &recorded_at, &entry);
-    (sequence == expected && stored_previous == *previous && stored_hash == computed).then_some(computed)
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use assistant_proto::config::Retention;
 use assistant_proto::egress::egress_service_client::EgressServiceClient;
 use assistant_proto::egress::egress_service_server::EgressServiceServer;
 use assistant_proto::egress::{ListRecordsRequest, ShowTraceRequest, WatchDeniedRequest};
@@ -91,6 +92,7 @@ async fn watching_gives_the_backlog_oldest_first_and_then_what_happens() {
         .into_inner()
         .records;
     assert_eq!(records.iter().map(|r| r.host.as_str()).collect::<Vec<_>>(), ["503.example", "two.example"]);
+    assert_eq!(records[0].detail, "Squid's floor does not let tasks reach 503.example");
     let error = client.list_records(ListRecordsRequest { limit: 10_001, ..Default::default() }).await.unwrap_err();
     assert_eq!(error.code(), Code::InvalidArgument);
     let error = client.watch_denied(WatchDeniedRequest { backlog: 1001, ..Default::default() }).await.unwrap_err();
@@ -234,6 +236,7 @@ async fn the_commands_speak_to_a_person() {
     stage.denials("one", |events| events.len() == 1).await;
     let (fine, out, _) = run(&place, &["denied", "--tier", "tasks"]).await;
     assert!(fine && out.contains("tasks  news.example:443  denied by squid: host-not-allowed"), "{out}");
+    assert!(out.contains("    what   Squid's floor does not let tasks reach news.example"), "{out}");
     assert!(out.contains("    fix    add news.example to squid/allowlist.txt"), "{out}");
     assert_eq!(run(&place, &["denied", "--tier", "other"]).await.1, "nothing was denied yet\n");
 
@@ -273,6 +276,7 @@ fn every_problem_of_a_configuration_is_told_at_once() {
     bad.squid_address = *bad.squid_feed.ip();
     bad.jaeger_url = "https://jaeger/".to_owned();
     bad.store_dir = "relative".into();
+    bad.retention = Retention { most_mib: 1, days: 30 };
     let path = place.path("config.json");
     std::fs::write(&path, serde_json::to_vec(&bad).unwrap()).unwrap();
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_egress-auditor"))
@@ -290,6 +294,8 @@ fn every_problem_of_a_configuration_is_told_at_once() {
         "squid_address",
         "jaeger_url",
         "store_dir",
+        "retention.most_mib",
+        "retention.days",
     ] {
         assert!(text.contains(part), "{part}: {text}");
     }

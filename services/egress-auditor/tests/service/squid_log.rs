@@ -265,3 +265,37 @@ async fn a_log_that_cannot_be_read_is_said_and_the_feed_still_counts() {
     assert!(stage.cx.health.problems().is_empty());
     stage.stop().await;
 }
+
+#[tokio::test]
+async fn a_tunnel_that_nobody_permitted_is_told_even_across_a_restart() {
+    let place = Place::new();
+    let stage = place.start().await;
+    // A record from before, so that the store can say that it has no permit; the tunnels are a minute ahead of it.
+    place.log(&[denied(1, "first.example")]);
+    stage.denials("the first", |events| events.len() == 1).await;
+    let seconds = std::time::SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() + 60;
+    let decision = |n: u64, host: &str, user: &str| {
+        line(n, 7, host, "NONE_NONE", "splice", &format!("00-{TRACE}-00f067aa0ba902b7-01"))
+            .replace(&format!("{}", 1_795_363_000 + n), &seconds.to_string())
+            .replace("\"tasks\"", &format!("\"{user}\""))
+    };
+    place.log(&[decision(2, "model.example", "models"), decision(3, "evil.example", "tasks")]);
+    until("it waits in the checkpoint", || {
+        let text = std::fs::read_to_string(place.path("store/squid-log.checkpoint.json")).unwrap_or_default();
+        let waiting = serde_json::from_str::<Value>(&text).unwrap_or_default()["waiting"].clone();
+        if texts(waiting.as_array().unwrap_or(&Vec::new()), "host") == ["evil.example"] { Ok(()) } else { Err(text) }
+    })
+    .await;
+    assert!(stage.published("floor.breached").is_empty(), "a permit may still be on its way");
+    stage.kill().await;
+
+    let stage = place.start().await;
+    let breaches = until("the breach", || {
+        let events = stage.published("floor.breached.stack");
+        if events.is_empty() { Err("none".to_owned()) } else { Ok(events) }
+    })
+    .await;
+    assert_eq!(breaches.len(), 1, "a service's tunnels have no permits: {breaches:?}");
+    assert!(breaches[0]["detail"].as_str().unwrap().contains("evil.example:443 for the user tasks"), "{breaches:?}");
+    stage.stop().await;
+}

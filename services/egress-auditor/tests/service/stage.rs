@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
-use assistant_proto::config::{AuditorConfig, Bus, Common, Mode, Telemetry, Zone};
+use assistant_proto::config::{AuditorConfig, Bus, Common, Mode, Retention, Telemetry, Zone};
 use egress_auditor::EgressAuditor;
 use egress_auditor::control::Control;
 use opentelemetry_sdk::error::OTelSdkResult;
@@ -80,6 +80,7 @@ impl Place {
             squid_log_dir: self.path("log"),
             store_dir: self.path("store"),
             jaeger_url: format!("http://{}", self.jaeger),
+            retention: Retention::default(),
         }
     }
 

@@ -6,7 +6,7 @@ use assistant_proto::egress::VerifyChainRequest;
 use assistant_proto::egress::egress_service_server::EgressService;
 use assistant_proto::event::EventId;
 use egress_auditor::record::Entry;
-use egress_auditor::store::{self, Filter, OpenError, Reader, Store, Stored};
+use egress_auditor::store::{self, Filter, Limits, OpenError, Reader, Store, Stored};
 use service_kit::host::Context;
 use service_kit::task::OnEnd;
 use tokio::net::UdpSocket;
@@ -146,6 +146,106 @@ async fn an_event_is_stored_once_and_an_id_cannot_hide_another_event() {
     assert!(reader.unpublished(u64::MAX >> 1, 10).await.unwrap().is_empty());
     assert_eq!(reader.newest(Filter::default(), u64::MAX, 10).await.unwrap().len(), 3);
     assert_eq!(reader.verify().await.unwrap().broken_at, None);
+    drop(store);
+}
+
+/// Nothing is too old.
+fn no_larger_than(most_bytes: u64) -> Limits {
+    let never = String::new();
+    Limits { most_bytes, before: never.clone(), overdue: never }
+}
+
+/// Everything is too old.
+fn nothing() -> Limits {
+    let now = "9999-12-31T23:59:59.999Z".to_owned();
+    Limits { most_bytes: u64::MAX, before: now.clone(), overdue: now }
+}
+
+#[tokio::test]
+async fn what_is_let_go_leaves_a_tombstone_and_the_chain_holds() {
+    let place = Place::new();
+    let cx = Context::detached();
+    let (store, reader) = open(&place, &cx);
+    assert_eq!(store.prune(nothing()).await.unwrap().pruned, 0, "an empty store has nothing to lose");
+    let host = "h".repeat(1000);
+    for n in 0..40 {
+        let entries = (0..10).map(|m| event(&format!("id{n}-{m}"), &host, false)).collect();
+        store.append(entries).await.unwrap();
+    }
+    let full = store.prune(no_larger_than(u64::MAX)).await.unwrap();
+    assert_eq!(full.pruned, 0);
+    let most = full.bytes / 2;
+    let look = store.prune(no_larger_than(most)).await.unwrap();
+    assert!(look.pruned > 200 && look.pruned < 300 && look.bytes <= most, "{look:?} of {full:?}");
+    assert_eq!(store.prune(no_larger_than(most)).await.unwrap().pruned, 0, "there is room again");
+    let verified = reader.verify().await.unwrap();
+    let kept = 400 - look.pruned + 1;
+    assert_eq!((verified.broken_at, verified.pruned, verified.records), (None, look.pruned, kept));
+
+    let tombstones = || reader.newest(Filter { kind: "audit.pruned".to_owned(), ..Filter::default() }, u64::MAX, 10);
+    let told = tombstones().await.unwrap();
+    assert_eq!((told.len(), told[0].entry.count, told[0].entry.reason.as_str()), (1, look.pruned, "retention-size"));
+    assert!(told[0].entry.detail().contains(&format!("(1 to {}, of ", look.pruned)), "{}", told[0].entry.detail());
+
+    // The next one takes the first with it, and carries its numbers on.
+    assert_eq!(store.prune(nothing()).await.unwrap().pruned, kept);
+    let told = tombstones().await.unwrap();
+    assert_eq!((told.len(), told[0].entry.reason.as_str()), (1, "retention-age"));
+    let body: serde_json::Value = serde_json::from_str(&told[0].entry.payload).unwrap();
+    assert_eq!((&body["all"]["records"], &body["all"]["denied"]["tasks"]), (&401.into(), &400.into()));
+    assert_eq!((&body["all"]["by_type"]["audit.pruned"], &body["through"]), (&1.into(), &401.into()));
+    let verified = reader.verify().await.unwrap();
+    assert_eq!((verified.broken_at, verified.pruned, verified.records), (None, 401, 1));
+
+    // It goes on behind it, after a restart as well.
+    store.append(vec![event("next", "a.example", false)]).await.unwrap();
+    cx.shutdown.draining().cancel();
+    drop(store);
+    cx.tasks.finished().await;
+    let cx = Context::detached();
+    let (store, reader) = open(&place, &cx);
+    let stored = store.append(vec![event("another", "a.example", false)]).await.unwrap();
+    assert_eq!(stored, [Stored::New { sequence: 404 }]);
+    assert_eq!(reader.verify().await.unwrap().broken_at, None);
+    drop(store);
+}
+
+#[tokio::test]
+async fn a_beginning_that_is_missing_without_a_tombstone_is_found() {
+    let place = Place::new();
+    let cx = Context::detached();
+    let (store, reader) = open(&place, &cx);
+    for n in 0..6 {
+        store.append(vec![event(&format!("id{n}"), "a.example", false)]).await.unwrap();
+    }
+    // Only what has come back from the bus may go.
+    store.append(vec![event("mine", "mine.example", true)]).await.unwrap();
+    let look = store.prune(nothing()).await.unwrap();
+    assert_eq!((look.pruned, look.held), (6, true));
+    let look = store.prune(nothing()).await.unwrap();
+    assert_eq!((look.pruned, look.held), (0, true), "the own one stands in the way of all behind it");
+    store.append(vec![event("mine", "mine.example", false)]).await.unwrap();
+    for n in 6..9 {
+        store.append(vec![event(&format!("id{n}"), "a.example", false)]).await.unwrap();
+    }
+    let verified = reader.verify().await.unwrap();
+    assert_eq!((verified.broken_at, verified.pruned, verified.records), (None, 6, 5));
+
+    let tamper = rusqlite::Connection::open(place.database()).unwrap();
+    for (change, broken_at) in [
+        // One more than was let go, and the tombstone with all before it.
+        ("DELETE FROM record WHERE sequence = 7", 7),
+        ("DELETE FROM record WHERE sequence <= 8", 1),
+        // A tombstone that lies.
+        ("UPDATE record SET payload = replace(payload, '\"through\":6', '\"through\":7') WHERE sequence = 8", 8),
+    ] {
+        tamper.execute_batch("CREATE TEMP TABLE kept AS SELECT * FROM record").unwrap();
+        assert!(tamper.execute(change, []).unwrap() > 0, "{change}");
+        assert_eq!(reader.verify().await.unwrap().broken_at, Some(broken_at), "{change}");
+        tamper.execute_batch("DELETE FROM record; INSERT INTO record SELECT * FROM kept; DROP TABLE kept").unwrap();
+        assert_eq!(reader.verify().await.unwrap().broken_at, None, "undone: {change}");
+    }
+    assert!(!store.prune(nothing()).await.unwrap().held, "it came back");
     drop(store);
 }
 

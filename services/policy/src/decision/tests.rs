@@ -96,6 +96,13 @@ fn the_fix_names_the_smallest_change() {
     );
     assert!(fix("zeroclaw-tasks", "GET", "https://docs.example.org/z").contains("tiers.yaml:5, add `/z` to `paths`"));
     assert!(fix("zeroclaw-tasks", "GET", "https://serv.example.com/api/x").contains("rule marvin (tiers.yaml:6)"));
+    // A drill's file is another one, and it is the one to change.
+    let mut rule = rule("agent", &["zeroclaw-tasks"], &["docs.example.org"], &["GET"], &[]);
+    rule.source = "deploy/drill/tiers.yaml:31".to_owned();
+    let drill = TierPolicy::compile(&"tasks".parse().unwrap(), &[rule]).unwrap();
+    let request = Request::parse_url("GET", "https://new.example.net/").unwrap();
+    let fix = explain(&drill, &"zeroclaw-tasks".parse().unwrap(), &request).fix;
+    assert!(fix.starts_with("in deploy/drill/tiers.yaml, tier tasks: add "), "{fix}");
 }
 
 #[test]

@@ -8,7 +8,8 @@ use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
-use tonic_health::pb::health_server::{Health as HealthRpc, HealthServer};
+use tonic_health::pb::health_server::{Health as HealthRpc, HealthServer, SERVICE_NAME as HEALTH};
+use tonic_reflection::pb::v1::server_reflection_server::SERVICE_NAME as REFLECTION;
 
 use crate::task::{OnEnd, Tasks};
 
@@ -64,15 +65,19 @@ impl Listener {
     }
 }
 
-/// Serves `routes`, health and reflection until `stop`. Critical: a service nobody can control is stopped.
+/// Serves `routes`, health and reflection until `stop`; reflection lists `services`, the full names of what `routes` has,
+/// and not the other services whose descriptors lie in the same set. Critical: a service nobody can control is stopped.
 pub(super) fn serve(
     tasks: &Tasks,
     listener: Listener,
     routes: Routes,
+    services: &[&str],
     health: HealthServer<impl HealthRpc>,
     stop: CancellationToken,
 ) -> Result<(), ControlError> {
-    let reflection = tonic_reflection::server::Builder::configure()
+    let listed = services.iter().chain(&[HEALTH, REFLECTION]);
+    let reflection = listed
+        .fold(tonic_reflection::server::Builder::configure(), |builder, name| builder.with_service_name(*name))
         .register_encoded_file_descriptor_set(assistant_proto::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()

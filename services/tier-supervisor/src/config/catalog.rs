@@ -60,11 +60,11 @@ pub(super) fn servers(
         Ok(text) => Some(text),
         Err(error) if !needed && error.is_absent() => None,
         Err(error) => {
-            report.problem(
-                referenced_at,
-                format!("the MCP folder is not complete: {error}"),
-                "add the file, or set mcp: false",
-            );
+            let what = match error.is_absent() {
+                true => format!("the MCP folder is not complete: {error}"),
+                false => format!("the MCP folder cannot be used: {error}"),
+            };
+            report.problem(referenced_at, what, error.fix("add the file, or set mcp: false"));
             None
         }
     };

@@ -3,15 +3,16 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde::Deserialize;
-
 use super::settings::SettingsError;
 use crate::files;
 
 /// Logical name (`squid`), or an `image:` of a catalogue or of tiers.yaml -> reference that exists locally.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(transparent)]
-pub struct Images(BTreeMap<String, String>);
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Images {
+    named: BTreeMap<String, String>,
+    /// For every other name.
+    other: Option<String>,
+}
 
 /// What every stack needs, whatever its tiers.
 const NEEDED: [&str; 8] =
@@ -24,12 +25,13 @@ impl Images {
     /// When it is absent, malformed, or an image every stack needs is missing.
     pub fn load(path: &Path) -> Result<Self, SettingsError> {
         let text = files::read_text(path)?;
-        let images: Self = serde_json::from_str(&text).map_err(|error| SettingsError::Shape {
+        let named = serde_json::from_str(&text).map_err(|error| SettingsError::Shape {
             path: path.to_owned(),
             line: error.line(),
             column: error.column(),
             detail: error.to_string(),
         })?;
+        let images = Self { named, other: None };
         let problems: Vec<String> = NEEDED
             .iter()
             .filter(|name| images.reference(name).is_none())
@@ -38,21 +40,27 @@ impl Images {
         if problems.is_empty() { Ok(images) } else { Err(SettingsError::Values { path: path.to_owned(), problems }) }
     }
 
+    /// What is supposed before any image was built: there will be every one, made by the stack. For checking the other files.
+    #[must_use]
+    pub fn supposed() -> Self {
+        Self { named: BTreeMap::new(), other: Some("assistant/not-built-yet".to_owned()) }
+    }
+
     /// The local reference of an image.
     #[must_use]
     pub fn reference(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(String::as_str)
+        self.named.get(name).or(self.other.as_ref()).map(String::as_str)
     }
 
     /// Every name there is.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.0.keys().map(String::as_str)
+        self.named.keys().map(String::as_str)
     }
 }
 
 impl FromIterator<(String, String)> for Images {
     fn from_iter<T: IntoIterator<Item = (String, String)>>(iter: T) -> Self {
-        Self(iter.into_iter().collect())
+        Self { named: iter.into_iter().collect(), other: None }
     }
 }
 

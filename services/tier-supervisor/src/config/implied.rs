@@ -9,7 +9,7 @@ use assistant_proto::name::{SecretName, TierName};
 use super::allowlist::{Allowlist, HostPattern};
 use super::credentials::{Section, Surroundings};
 use super::hosts;
-use super::problem::{At, Report};
+use super::problem::{At, Report, suggestion};
 use super::tier::{Credential, Egress, Server, Subject};
 
 /// An MCP server whose way of using its secret is known.
@@ -25,6 +25,7 @@ struct Known {
     paths: &'static [&'static str],
     header: &'static str,
     template: &'static str,
+    tools: &'static [&'static str],
 }
 
 const KNOWN: [Known; 1] = [Known {
@@ -37,7 +38,48 @@ const KNOWN: [Known; 1] = [Known {
     paths: &["/api/**"],
     header: "x-api-token",
     template: "{}",
+    // main.py, what it decorates as tools.
+    tools: &[
+        "batch_create_tasks",
+        "batch_mark_done",
+        "claim_reward_points",
+        "create_project",
+        "create_project_with_tasks",
+        "create_task",
+        "get_account_info",
+        "get_all_tasks",
+        "get_categories",
+        "get_child_tasks",
+        "get_completed_tasks",
+        "get_completed_tasks_for_date",
+        "get_currently_tracked_item",
+        "get_daily_productivity_overview",
+        "get_due_items",
+        "get_goals",
+        "get_kudos_info",
+        "get_labels",
+        "get_productivity_summary_for_time_range",
+        "get_project_overview",
+        "get_projects",
+        "get_tasks",
+        "get_time_tracks",
+        "mark_task_done",
+        "start_time_tracking",
+        "stop_time_tracking",
+        "test_api_connection",
+        "time_tracking_summary",
+    ],
 }];
+
+/// Says of a tool of a known server that it does not have it. It may be of another version than the one we know: no error.
+pub(super) fn remark_tool(at: At, tool: &str, server: &Server, report: &mut Report<'_>) {
+    let Some(known) = KNOWN.iter().find(|known| known.image == server.image) else { return };
+    if !known.tools.contains(&tool) {
+        let what =
+            format!("MCP server {} is not known to have a tool of this name, and then this does nothing", server.name);
+        report.remark(at, what, suggestion(tool, known.tools.iter().copied()));
+    }
+}
 
 /// The credentials of known servers, for a tier with an identity and without a section `credentials`.
 pub(super) fn credentials(at: At, around: &Surroundings<'_>, report: &mut Report<'_>) -> Vec<Section<Credential>> {

@@ -6,6 +6,7 @@ use assistant_proto::config::ToolRule;
 use assistant_proto::name::{ServerName, TierName};
 
 use super::catalog;
+use super::implied;
 use super::problem::{At, Report, suggestion};
 use super::tier::Server;
 use super::tiers::{Sources, World};
@@ -100,7 +101,7 @@ fn named_tools(
     let mut tools: Vec<(ServerName, Vec<String>)> = Vec::new();
     for node in fields.list("tools", report).unwrap_or_default() {
         let Some(rule) = Fields::of(node, "a tools rule", &["server", "allow"], report) else { continue };
-        let allow = words(&rule, "allow", is_tool, "name each tool as the server calls it; no \"*\"", report);
+        let allow = placed_words(&rule, "allow", is_tool, "name each tool as the server calls it; no \"*\"", report);
         let Some((at, text)) = rule.text("server", report) else {
             if rule.node("server").is_none() {
                 report.problem(rule.at, "this rule names no server", "add: server: <its name in the catalogue>");
@@ -117,7 +118,10 @@ fn named_tools(
         if tools.iter().any(|(name, _)| *name == server.name) {
             report.problem(at, "this server has two tools rules", "join them");
         }
-        tools.push((server.name.clone(), allow));
+        for (at, tool) in &allow {
+            implied::remark_tool(*at, tool, server, report);
+        }
+        tools.push((server.name.clone(), allow.into_iter().map(|(_, tool)| tool.to_owned()).collect()));
     }
     tools
 }

@@ -190,6 +190,16 @@ impl Settings {
         problems
     }
 
+    /// tiers.yaml as people name it, from the top of the project: `deploy/drill/tiers.yaml` in a drill. Elsewhere its name
+    /// alone.
+    #[must_use]
+    pub fn tiers_name(&self) -> String {
+        let project = self.allowlist_file.parent().and_then(Path::parent);
+        let inside = project.and_then(|project| self.tiers_file.strip_prefix(project).ok());
+        let name = inside.or_else(|| self.tiers_file.file_name().map(Path::new));
+        name.unwrap_or(&self.tiers_file).display().to_string()
+    }
+
     /// File of a SaaS secret in the VM.
     #[must_use]
     pub fn secret_file(&self, secret: &SecretName) -> PathBuf {
@@ -280,6 +290,14 @@ mod tests {
     #[test]
     fn the_written_example_is_fine() {
         assert_eq!(drill().problems(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn tiers_yaml_is_named_as_the_person_finds_it() {
+        let named = |file: &str| Settings { tiers_file: file.into(), ..drill() }.tiers_name();
+        assert_eq!(named("/s/deploy/drill/tiers.yaml"), "deploy/drill/tiers.yaml");
+        assert_eq!(named("/s/tiers.yaml"), "tiers.yaml");
+        assert_eq!(named("/elsewhere/tiers.yaml"), "tiers.yaml");
     }
 
     #[test]

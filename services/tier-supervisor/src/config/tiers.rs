@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use assistant_proto::config::Mode;
 use assistant_proto::name::SecretName;
+use zeroize::Zeroizing;
 
 use super::allowlist::{Allowlist, HostPattern};
 use super::catalog;
@@ -29,13 +30,16 @@ const OWN_PORTS: [(u16, &str); 4] = [
 /// Users of the stack's services at Squid, beside that of the models: a tier of such a name would be one of them.
 const RESERVED_NAMES: [&str; 3] = ["tee", "channels", "telemetry"];
 
+/// As long as the broker takes one.
+const LONGEST_SECRET: usize = 8 * 1024;
+
 /// More tiers than any machine runs; bounds the work of a wrong file.
 const MOST_TIERS: usize = 100;
 
 /// tiers.yaml and everything it names, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tiers {
-    /// Name of the file without its directory, for people.
+    /// The file as people name it: [`Settings::tiers_name`].
     pub file: String,
     /// The tiers in the order of the file.
     pub tiers: Vec<Tier>,
@@ -87,12 +91,34 @@ impl Sources for DiskSources<'_> {
             Err(error) if error.is_absent() => return SecretState::Absent,
             Err(error) => return SecretState::Unusable(error.to_string()),
         }
-        match std::fs::metadata(&path) {
-            Ok(metadata) if metadata.len() == 0 => SecretState::Unusable(format!("{} is empty", path.display())),
-            Ok(_) => SecretState::Present,
-            Err(error) => SecretState::Unusable(format!("{}: {error}", path.display())),
+        // Looked at, and wiped: whoever uses it would refuse the same, but only when it is needed.
+        match files::read_bytes(&path).map(Zeroizing::new) {
+            Err(error) => SecretState::Unusable(error.to_string()),
+            Ok(bytes) => match why_no_secret(&bytes) {
+                Some(why) => SecretState::Unusable(format!("{} {why}", path.display())),
+                None => SecretState::Present,
+            },
         }
     }
+}
+
+/// Why bytes are no secret that a header can carry: what the broker, and the models' router, refuse when they read it.
+fn why_no_secret(bytes: &[u8]) -> Option<String> {
+    let value = bytes.strip_suffix(b"\n").unwrap_or(bytes);
+    if value.is_empty() {
+        return Some("is empty".to_owned());
+    }
+    if value.len() > LONGEST_SECRET {
+        return Some(format!("is longer than {LONGEST_SECRET} bytes"));
+    }
+    if value.contains(&b'\n') {
+        return Some("has more than one line".to_owned());
+    }
+    if value.iter().any(u8::is_ascii_control) {
+        return Some("has control characters".to_owned());
+    }
+    let plain = value.iter().all(u8::is_ascii_graphic);
+    (!plain).then(|| "has blanks, or letters outside ASCII".to_owned())
 }
 
 /// What a tier is checked against.
@@ -127,7 +153,13 @@ impl World<'_> {
             )),
             SecretState::Unusable(why) => Some((
                 format!("secret {name} cannot be used: {why}"),
-                format!("fix {path}: mode 600, owner root, one line"),
+                match self.settings.mode {
+                    Mode::Drill => format!("remove {path} and run deploy/up.sh --drill again, which makes it"),
+                    Mode::Live => format!(
+                        "write it again as one line of visible ASCII characters, it is read from standard input: sudo \
+                         install -m 600 /dev/stdin {path}"
+                    ),
+                },
             )),
         }
     }
@@ -158,7 +190,8 @@ impl Tiers {
         let floor = match sources.read(&settings.allowlist_file) {
             Ok(text) => Allowlist::parse(&text, &reserved, &mut report),
             Err(error) => {
-                report.problem(start, error.to_string(), "restore it; an empty file denies everything");
+                let fix = error.fix("restore it; an empty file denies everything");
+                report.problem(start, error.to_string(), fix);
                 Allowlist::default()
             }
         };
@@ -170,29 +203,24 @@ impl Tiers {
                 walk(&node, base, &world, sources, &mut report)
             }),
             Err(error) => {
-                report.problem(
-                    start,
-                    error.to_string(),
-                    "create the file, or name another one when starting the stack",
-                );
+                let fix = error.fix("create the file; deploy/drill/tiers.yaml shows the form");
+                report.problem(start, error.to_string(), fix);
                 None
             }
         };
         match tiers {
-            Some(tiers) if problems.is_empty() => {
-                let file = settings.tiers_file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                Ok(Self { file, tiers, floor, remarks })
-            }
+            Some(tiers) if problems.is_empty() => Ok(Self { file: settings.tiers_name(), tiers, floor, remarks }),
             _ => Err(Problems(problems)),
         }
     }
 }
 
-/// Every remark on the files that a supervisor.json names; none where they have problems.
+/// Every remark on the files that a supervisor.json names; none where they have problems. `images` as for
+/// [`crate::supervisor::problems`].
 #[must_use]
-pub fn remarks(settings_file: &Path) -> Vec<String> {
+pub fn remarks(settings_file: &Path, images: Option<Images>) -> Vec<String> {
     let Ok(settings) = Settings::load(settings_file) else { return Vec::new() };
-    let Ok(images) = Images::load(&settings.images_file) else { return Vec::new() };
+    let Some(images) = images.or_else(|| Images::load(&settings.images_file).ok()) else { return Vec::new() };
     let remarks = Tiers::load(&settings, &images).map(|tiers| tiers.remarks).unwrap_or_default();
     remarks.iter().map(ToString::to_string).collect()
 }

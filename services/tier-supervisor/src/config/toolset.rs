@@ -3,6 +3,7 @@
 //!
 //! From `builtin_tools.rs` of zeroclaw-config and the `name()` of each tool of zeroclaw-runtime and zeroclaw-tools 0.8.7.
 
+use super::implied;
 use super::problem::{At, Report, suggestion};
 use super::tier::Server;
 
@@ -62,8 +63,10 @@ pub(crate) fn is_on_request(name: &str) -> bool {
 
 /// Says of an item of `auto_approve` what it is not, where it is not what one could think.
 pub(super) fn remark(at: At, name: &str, servers: &[Server], report: &mut Report<'_>) {
-    if let Some((server, _)) = name.split_once("__") {
-        if !servers.iter().any(|known| known.name.as_str() == server) {
+    if let Some((server, tool)) = name.split_once("__") {
+        if let Some(known) = servers.iter().find(|known| known.name.as_str() == server) {
+            implied::remark_tool(at, tool, known, report);
+        } else {
             let fix = match servers {
                 [] => "remove it, or give the tier MCP servers (mcp: true)".to_owned(),
                 _ => suggestion(server, servers.iter().map(|known| known.name.as_str())),

@@ -56,6 +56,7 @@ pub fn desired(
         flows,
         gates,
         tiers,
+        tiers_file: parts.config.file.clone(),
         remarks: remarks(&parts),
         dns_servers: settings.dns_servers.clone(),
         exits: outward::exits(&parts),

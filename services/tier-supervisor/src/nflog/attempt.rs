@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Instant;
 
 use assistant_proto::event::Scope;
 use assistant_proto::name::PrincipalName;
 
 use super::frame::{Packet, Transport};
+use super::placing::Placing;
 use crate::desired::{Desired, Ipv4Cidr, Peer};
 use crate::kernel::{ContainerPort, NOBODYS};
 
@@ -56,6 +58,7 @@ pub(super) enum Reason {
     Fragment,
     SpoofedSource,
     UnknownPort,
+    NotPlacedYet,
     Flood,
     Lost,
     Unheard,
@@ -74,6 +77,7 @@ impl Reason {
             Self::Fragment => "fragment",
             Self::SpoofedSource => "spoofed-source",
             Self::UnknownPort => "unknown-port",
+            Self::NotPlacedYet => "not-placed-yet",
             Self::Flood => "flood",
             Self::Lost | Self::Unheard => "flood-lost",
         }
@@ -122,6 +126,9 @@ pub struct Principals {
     subnets: Vec<Ipv4Cidr>,
     /// Containers, and the addresses at which they may open a connection of some kind.
     flows: BTreeSet<(String, Ipv4Addr)>,
+    placing: Placing,
+    /// tiers.yaml, as people name it.
+    tiers_file: String,
 }
 
 impl Principals {
@@ -156,7 +163,20 @@ impl Principals {
             vm: vm.into_iter().collect(),
             subnets: desired.networks.iter().map(|network| network.subnet).collect(),
             flows: flows.collect(),
+            placing: Placing::new(desired, ports, &index_of),
+            tiers_file: desired.tiers_file.clone(),
         }
+    }
+
+    /// What has got another port since the previous one got it now.
+    #[must_use]
+    pub fn after(mut self, previous: &Self, now: Instant) -> Self {
+        self.placing = self.placing.after(&previous.placing, now);
+        self
+    }
+
+    pub(super) fn tiers_file(&self) -> &str {
+        &self.tiers_file
     }
 
     /// As [`Self::new`], asking the kernel for interfaces and addresses. For the VM's own network namespace.
@@ -178,7 +198,13 @@ impl Principals {
 
     /// What a dropped frame was an attempt at. None for what is no attempt: a container's announcement of its own address,
     /// and its question whether anybody else has it. With another's address, or on another way, these are attempts too.
-    pub(super) fn attempt(&self, cause: Cause, interface: Option<u32>, packet: Packet) -> Option<Attempt> {
+    pub(super) fn attempt(
+        &self,
+        now: Instant,
+        cause: Cause,
+        interface: Option<u32>,
+        packet: Packet,
+    ) -> Option<Attempt> {
         if let Packet::Arp { sender, target } = packet
             && matches!(cause, Cause::Arp | Cause::Unknown)
             && (sender == target || sender.is_unspecified())
@@ -187,17 +213,22 @@ impl Principals {
         }
         let plugged = interface.and_then(|index| self.by_interface.get(&index));
         // The port is the truth. Without it, the source address is at least what was claimed.
-        let claimed = || match packet {
+        let claimed = match packet {
             Packet::Arp { sender: source, .. } | Packet::Ipv4 { source, .. } => self.by_address.get(&source),
             _ => None,
         };
-        let origin = plugged.or_else(claimed).map_or_else(Origin::nobody_known, |container| self.origin(container));
+        let origin = plugged.or(claimed).map_or_else(Origin::nobody_known, |container| self.origin(container));
         let (destination, port, protocol) = destination(packet);
         let target = match destination {
             Some(IpAddr::V4(address)) => self.by_address.get(&address).cloned(),
             _ => None,
         };
-        let reason = self.reason(cause, packet, origin.container.as_deref());
+        // A port that is another container's by now was no mistake of that one's start.
+        let is_its_own = plugged.is_none_or(|plugged| Some(plugged) == claimed);
+        let reason = match is_its_own && self.placing.is_underway(cause, packet, now) {
+            true => Reason::NotPlacedYet,
+            false => self.reason(cause, packet, origin.container.as_deref()),
+        };
         Some(Attempt {
             origin,
             host: destination.map(|address| address.to_string()).unwrap_or_default(),
@@ -239,7 +270,7 @@ impl Principals {
 fn destination(packet: Packet) -> (Option<IpAddr>, Option<u16>, String) {
     let transport = |transport| match transport {
         Transport::Tcp { port, .. } => (Some(port), "tcp".to_owned()),
-        Transport::Udp { port } => (Some(port), "udp".to_owned()),
+        Transport::Udp { port, .. } => (Some(port), "udp".to_owned()),
         Transport::Icmp => (None, "icmp".to_owned()),
         Transport::Other(6) => (None, "tcp".to_owned()),
         Transport::Other(17) => (None, "udp".to_owned()),
@@ -314,6 +345,10 @@ impl Attempt {
             Reason::UnknownPort => {
                 format!("{who} sent {what} to {at} before the kernel table knew it, or it is not a container of ours.")
             }
+            Reason::NotPlacedYet => format!(
+                "{who} sent {what} to {at}, which it may, while one of the two was being started or replaced: until the \
+                 kernel table knows both, nothing passes between them."
+            ),
             Reason::Flood => format!("{who} made more attempts than are told one by one; this is how many more."),
             Reason::Lost => "Attempts came faster than the kernel could report them one by one.".to_owned(),
             Reason::Unheard => {
@@ -323,8 +358,11 @@ impl Attempt {
     }
 
     /// The smallest change that would allow it, or why nothing will.
-    pub(super) fn fix(&self) -> &'static str {
-        match (&self.origin.tier, self.reason) {
+    pub(super) fn fix(&self, tiers_file: &str) -> String {
+        let fix = match (&self.origin.tier, self.reason) {
+            (_, Reason::NotPlacedYet) => {
+                "Nothing to do: it is tried again by itself. If it goes on, see how the stack stands (tier-supervisor status); where nothing is being started, something else uses this address."
+            }
             (_, Reason::UnknownPort) => {
                 "Nothing to do if it was just started; a foreign container on a network of ours is taken off it."
             }
@@ -338,7 +376,9 @@ impl Attempt {
                 "A service of the stack tried what it has no flow for. Unless you changed it, read its log, then replace it."
             }
             (_, Reason::DirectAddress | Reason::Ipv6) => {
-                "Use the host's name through the proxy (HTTPS_PROXY); if it is refused there, name the host under the tier's egress in tiers.yaml."
+                return format!(
+                    "Use the host's name through the proxy (HTTPS_PROXY); if it is refused there, name the host under the tier's egress in {tiers_file}."
+                );
             }
             (_, Reason::ClosedPort) => {
                 "Use the proxy at http://proxy:10255, models at http://models:4000/v1 or tools at http://mcp:8811/mcp; no other port is ever open."
@@ -350,7 +390,8 @@ impl Attempt {
             (_, Reason::NotIp | Reason::Fragment | Reason::SpoofedSource) => {
                 "Nothing will: only whole IPv4 packets from a container's own address are carried."
             }
-        }
+        };
+        fix.to_owned()
     }
 }
 
@@ -381,7 +422,13 @@ mod tests {
             vm: BTreeSet::from([Ipv4Addr::new(192, 168, 1, 9)]),
             subnets: vec!["10.87.16.0/24".parse().unwrap()],
             flows: BTreeSet::from([(name("zeroclaw-tasks"), BROKER)]),
+            placing: Placing::default(),
+            tiers_file: name("deploy/drill/tiers.yaml"),
         }
+    }
+
+    fn attempt(cause: Cause, interface: Option<u32>, packet: Packet) -> Option<Attempt> {
+        principals().attempt(Instant::now(), cause, interface, packet)
     }
 
     fn to(destination: [u8; 4]) -> Packet {
@@ -391,7 +438,6 @@ mod tests {
 
     #[test]
     fn reasons_follow_from_who_and_where() {
-        let principals = principals();
         let table: [(Cause, Packet, Reason); 14] = [
             (Cause::Flow, to(BROKER.octets()), Reason::ClosedPort),
             (Cause::Flow, to(BROKER_ELSEWHERE.octets()), Reason::OtherContainer),
@@ -409,25 +455,47 @@ mod tests {
             (Cause::Arp, Packet::Arp { sender: AGENT, target: NATS }, Reason::OtherContainer),
         ];
         for (cause, packet, reason) in table {
-            let attempt = principals.attempt(cause, Some(7), packet).unwrap();
+            let attempt = attempt(cause, Some(7), packet).unwrap();
             assert_eq!(attempt.reason, reason, "{cause:?} {packet:?}");
             assert_eq!(attempt.origin.container.as_deref(), Some("zeroclaw-tasks"));
             assert_eq!(attempt.origin.tier.as_str(), "tasks");
             assert!(attempt.detail().starts_with("zeroclaw-tasks "), "{}", attempt.detail());
-            assert!(!attempt.fix().is_empty());
+            let fix = attempt.fix(principals().tiers_file());
+            assert_eq!(fix.contains("in deploy/drill/tiers.yaml."), reason == Reason::DirectAddress, "{fix}");
         }
     }
 
     #[test]
     fn the_port_says_whose_it_was_and_not_the_address() {
-        let principals = principals();
-        let spoofed = principals.attempt(Cause::Spoof, Some(8), to([203, 0, 113, 9])).unwrap();
+        let spoofed = attempt(Cause::Spoof, Some(8), to([203, 0, 113, 9])).unwrap();
         assert_eq!(spoofed.origin.container.as_deref(), Some("assistant-secret-broker"));
         assert_eq!(spoofed.origin.tier, Scope::Stack);
-        let unknown = principals.attempt(Cause::Unknown, Some(99), to([203, 0, 113, 9])).unwrap();
+        let unknown = attempt(Cause::Unknown, Some(99), to([203, 0, 113, 9])).unwrap();
         assert_eq!(unknown.origin.principal().unwrap().as_str(), "zeroclaw-tasks");
-        let nobody = principals.attempt(Cause::Unknown, None, Packet::Other { ethertype: 1 }).unwrap();
+        let nobody = attempt(Cause::Unknown, None, Packet::Other { ethertype: 1 }).unwrap();
         assert_eq!(nobody.origin, Origin::nobody_known());
+    }
+
+    #[test]
+    fn who_is_only_being_started_tried_nothing_forbidden() {
+        let mut desired = crate::plan::samples::desired();
+        desired.flows = vec![crate::desired::Flow {
+            from: Peer::Container("zeroclaw-tasks".to_owned()),
+            to: Peer::Container("assistant-secret-broker".to_owned()),
+            network: "assistant-tier-tasks".to_owned(),
+            protocol: crate::desired::Protocol::Tcp,
+            port: 443,
+        }];
+        let starting = Principals::new(&desired, &[], [], |_| None);
+        let sent = |packet| starting.attempt(Instant::now(), Cause::Unknown, Some(7), packet).unwrap();
+        let (asks, other) = (sent(to(BROKER.octets())), sent(to([203, 0, 113, 9])));
+        assert_eq!((asks.reason, other.reason), (Reason::NotPlacedYet, Reason::UnknownPort));
+        assert_eq!(asks.origin, other.origin, "whose it was is known as well");
+        assert!(asks.detail().contains("which it may"), "{}", asks.detail());
+        // From the port of another: a lie.
+        let lying = Principals { by_interface: HashMap::from([(7, "assistant-squid".to_owned())]), ..starting.clone() };
+        let lie = lying.attempt(Instant::now(), Cause::Unknown, Some(7), to(BROKER.octets())).unwrap();
+        assert_eq!(lie.reason, Reason::UnknownPort);
     }
 
     #[test]
@@ -436,10 +504,10 @@ mod tests {
         let probe = Packet::Arp { sender: Ipv4Addr::UNSPECIFIED, target: AGENT };
         for packet in [announcement, probe] {
             for cause in [Cause::Unknown, Cause::Arp] {
-                assert_eq!(principals().attempt(cause, Some(99), packet), None);
+                assert_eq!(attempt(cause, Some(99), packet), None);
             }
             // From a port that is known, and not with its own address: poison.
-            let spoofed = principals().attempt(Cause::Spoof, Some(8), packet).unwrap();
+            let spoofed = attempt(Cause::Spoof, Some(8), packet).unwrap();
             assert_eq!((spoofed.reason, spoofed.protocol.as_str()), (Reason::SpoofedSource, "arp"));
             assert_eq!(spoofed.origin.container.as_deref(), Some("assistant-secret-broker"));
         }

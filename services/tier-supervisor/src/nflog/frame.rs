@@ -26,6 +26,7 @@ pub(super) enum Transport {
         opening: Option<u32>,
     },
     Udp {
+        source_port: u16,
         port: u16,
     },
     Icmp,
@@ -92,7 +93,10 @@ fn transport(protocol: u8, bytes: &[u8], length: Option<usize>) -> Transport {
             port: u16::from_be_bytes(array(bytes, 2)?),
             opening: opening(bytes, length),
         }),
-        17 => Some(Transport::Udp { port: u16::from_be_bytes(array(bytes, 2)?) }),
+        17 => Some(Transport::Udp {
+            source_port: u16::from_be_bytes(array(bytes, 0)?),
+            port: u16::from_be_bytes(array(bytes, 2)?),
+        }),
         1 | 58 => Some(Transport::Icmp),
         _ => None,
     };
@@ -145,7 +149,8 @@ mod tests {
                 transport: tcp
             }
         );
-        assert_eq!(transport_of(read(ETHERTYPE_IPV4, &ipv4_bytes(17, 0))), Some(Transport::Udp { port: 443 }));
+        let udp = Transport::Udp { source_port: 40000, port: 443 };
+        assert_eq!(transport_of(read(ETHERTYPE_IPV4, &ipv4_bytes(17, 0))), Some(udp));
         assert_eq!(transport_of(read(ETHERTYPE_IPV4, &ipv4_bytes(1, 0))), Some(Transport::Icmp));
         assert_eq!(transport_of(read(ETHERTYPE_IPV4, &ipv4_bytes(47, 0))), Some(Transport::Other(47)));
         // More fragments: the header is there. A later fragment: it is not.

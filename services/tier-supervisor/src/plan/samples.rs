@@ -139,6 +139,7 @@ pub(crate) fn desired() -> Desired {
             confidential: Confidentiality::None,
             containers: vec!["zeroclaw-tasks".to_owned()],
         }],
+        tiers_file: "tiers.yaml".to_owned(),
         remarks: Vec::new(),
         dns_servers: Vec::new(),
         exits: BTreeSet::new(),

@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use crate::desired::{ContainerSpec, Desired};
 use crate::floor::Verdict;
 use crate::observed::{Container, Observed, State};
+use crate::wanted::Wanted;
 
 /// The newest picture.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,6 +30,8 @@ pub struct Picture {
     pub problem: Option<String>,
     /// Every problem of the files as they are now; empty when `desired` is what they say.
     pub file_problems: Vec<String>,
+    /// When `desired` was read.
+    pub configured_at: SystemTime,
 }
 
 /// A step under way.
@@ -59,9 +63,10 @@ pub enum Standing {
 impl Picture {
     /// Before anything was looked at.
     #[must_use]
-    pub fn unseen(desired: Arc<Desired>) -> Self {
+    pub fn unseen(wanted: &Wanted) -> Self {
         Self {
-            desired,
+            desired: Arc::clone(&wanted.desired),
+            configured_at: wanted.since,
             observed: Arc::default(),
             not_ready: BTreeMap::new(),
             waiting: BTreeSet::new(),

@@ -57,7 +57,7 @@ impl<E: Engine, V: Vm> Stack<E, V> {
     /// Everything that a round works with.
     #[must_use]
     pub fn new(engine: E, vm: V, bus: Bus, wanted: watch::Receiver<Wanted>) -> Self {
-        let first = Picture::unseen(Arc::clone(&wanted.borrow().desired));
+        let first = Picture::unseen(&wanted.borrow());
         let picture = watch::channel(first).0;
         Self { engine, vm, bus, wanted, history: Mutex::default(), ended: Mutex::default(), picture }
     }

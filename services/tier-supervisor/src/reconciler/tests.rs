@@ -23,7 +23,7 @@ struct Bench {
 
 fn bench(desired: Desired) -> Bench {
     let machine = Arc::new(Machine::default());
-    let (wanted, known) = watch::channel(Wanted { desired: Arc::new(desired), problems: Vec::new() });
+    let (wanted, known) = watch::channel(Wanted::new(desired));
     let bus = Bus::detached();
     let stack = Stack::new(Fake(Arc::clone(&machine)), Fake(Arc::clone(&machine)), bus.clone(), known);
     Bench { machine, stack: Arc::new(stack), wanted, bus }

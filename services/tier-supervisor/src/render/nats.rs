@@ -43,7 +43,7 @@ const USERS: [User; 3] = [
     },
     User {
         name: "egress-auditor",
-        publish: &["egress.denied.*", "egress.allowed.*"],
+        publish: &["egress.denied.*", "egress.allowed.*", "floor.breached.stack"],
         subscribe: &["turn.started.*", "turn.ended.*"],
         consumers: &[("EVENTS", "auditor"), ("PERMITTED", "auditor")],
         answers: &["channel-bridge"],

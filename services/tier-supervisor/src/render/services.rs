@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use assistant_proto::config::{
     AuditorConfig, BridgeConfig, BridgeTier, BrokerConfig, BrokerTier, ChannelEgress, Confidentiality, GATEWAY_PORT,
-    Inject, JAEGER_PORT, LITELLM_PORT, MCP_PORT, McpServer, ModelRoute, Place, Principal, PrincipalKind, Rule,
-    SQUID_FEED_PORT, SQUID_PORT, TelegramBot, ToolRule, Zone,
+    Inject, JAEGER_PORT, LITELLM_PORT, MCP_PORT, McpServer, ModelRoute, Place, Principal, PrincipalKind, Retention,
+    Rule, SQUID_FEED_PORT, SQUID_PORT, TelegramBot, ToolRule, Zone,
 };
 use assistant_proto::name::{PrincipalName, SecretName, TierName};
 use serde::Serialize;
@@ -210,6 +210,7 @@ pub(crate) fn auditor_config(parts: &Parts<'_>) -> Result<String, DesiredError> 
         squid_log_dir: PathBuf::from(SQUID_LOG_DIR),
         store_dir: PathBuf::from(DATA),
         jaeger_url: format!("http://{}:{JAEGER_PORT}", parts.address(TELEMETRY, HOST_JAEGER)?),
+        retention: Retention::default(),
     })
 }
 

@@ -101,19 +101,41 @@ pub(super) fn table(stack: &WatchStackResponse) -> String {
     for problem in &stack.file_problems {
         text.push_str(&format!("in the files: {}\n", harmless(problem, 2000)));
     }
-    for container in stack.containers.iter().filter(|container| !container.problem.is_empty()) {
+    // Each problem once: the newest one, at the end, is often one of these.
+    let is_newest =
+        |container: &&Container| stack.problem.contains(&container.problem) && stack.problem.contains(&container.name);
+    let ill = stack.containers.iter().filter(|container| !container.problem.is_empty());
+    for container in ill.filter(|container| !is_newest(container)) {
         let problem = harmless(&container.problem, 4000);
         text.push_str(&format!("{}: {problem}\n", harmless_line(&container.name, 63)));
     }
+    text.push('\n');
+    if !stack.file_problems.is_empty() {
+        text.push_str(&format!(
+            "The files cannot be used as they are. The stack still runs the configuration of {}.\n",
+            utc(stack.configured_at)
+        ));
+    }
+    let is_of_files = stack.file_problems.contains(&stack.problem);
     let summary = match (super::is_healthy(stack), stack.problem.is_empty()) {
         (true, _) => "Everything is up, and every check of the floor passed.".to_owned(),
         (false, true) => progress(stack),
+        (false, false) if is_of_files => return text,
         (false, false) => format!("Problem: {}", harmless(&stack.problem, 8000)),
     };
-    text.push('\n');
     text.push_str(&summary);
     text.push('\n');
     text
+}
+
+/// For people.
+fn utc(seconds: i64) -> String {
+    match time::OffsetDateTime::from_unix_timestamp(seconds) {
+        Ok(at) if seconds > 0 => {
+            format!("{} {:02}:{:02}:{:02} UTC", at.date(), at.hour(), at.minute(), at.second())
+        }
+        _ => "an unknown time".to_owned(),
+    }
 }
 
 /// The same for a script.
@@ -143,6 +165,7 @@ pub(super) fn json(stack: &WatchStackResponse) -> String {
         "healthy": super::is_healthy(stack), "converged": stack.converged, "drill": stack.drill,
         "current_step": stack.current_step, "steps_done": stack.steps_done, "steps_total": stack.steps_total,
         "problem": stack.problem, "file_problems": stack.file_problems, "remarks": stack.remarks, "tiers": tiers,
+        "configured_at": stack.configured_at,
         "containers": containers,
     })
     .to_string();
@@ -202,6 +225,28 @@ mod tests {
             (value["remarks"].as_array().unwrap().len(), &value["file_problems"][1]),
             (2, &"tiers.yaml:3:1: fourth".into())
         );
+    }
+
+    #[test]
+    fn a_problem_is_said_once_and_so_is_what_runs_meanwhile() {
+        let count = |stack: &WatchStackResponse, what: &str| table(stack).matches(what).count();
+        let mut refused = stack(ContainerState::Healthy, "");
+        refused.file_problems = vec!["tiers.yaml:2:1: no".to_owned(), "tiers.yaml:3:1: nor this".to_owned()];
+        refused.problem = refused.file_problems[0].clone();
+        refused.configured_at = 1_767_323_045;
+        for said in ["tiers.yaml:2:1: no", "nor this", "still runs the configuration of 2026-01-02 03:04:05 UTC."] {
+            assert_eq!(count(&refused, said), 1, "{said}\n{}", table(&refused));
+        }
+        assert_eq!(count(&refused, "Problem: "), 0);
+        // Another problem beside those of the files.
+        refused.problem = "Docker does not answer".to_owned();
+        assert_eq!((count(&refused, "Problem: Docker does not answer"), count(&refused, "still runs")), (1, 1));
+        let mut ill = stack(ContainerState::Unhealthy, "it says no");
+        ill.problem = "zeroclaw-tasks runs, but is not ready: it says no".to_owned();
+        assert_eq!((count(&ill, "it says no"), count(&ill, "Problem: "), count(&ill, "still runs")), (1, 1, 0));
+        // That of another container.
+        ill.problem = "assistant-nats runs, but is not ready: it says no".to_owned();
+        assert_eq!(count(&ill, "it says no"), 2);
     }
 
     #[test]

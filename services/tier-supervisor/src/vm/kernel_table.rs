@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use tokio::sync::watch;
 
@@ -91,7 +92,8 @@ impl Keeper {
             }
         };
         let index_of = |name: &str| nix::net::if_::if_nametoindex(name).ok();
-        self.map.send_replace(Arc::new(Principals::new(desired, ports, addresses, index_of)));
+        let known = Principals::new(desired, ports, addresses, index_of).after(&self.map.borrow(), Instant::now());
+        self.map.send_replace(Arc::new(known));
         *told = Some((ports.to_vec(), of));
     }
 
@@ -131,7 +133,7 @@ impl Keeper {
 /// Tells one set of flows, networks and names from another, within this process.
 fn fingerprint(desired: &Desired) -> u64 {
     let mut hasher = DefaultHasher::new();
-    (&desired.flows, &desired.networks).hash(&mut hasher);
+    (&desired.flows, &desired.networks, &desired.tiers_file).hash(&mut hasher);
     for container in &desired.containers {
         (&container.name, &container.tier, &container.networks).hash(&mut hasher);
     }

@@ -11,5 +11,6 @@ mod parts;
 mod problems;
 mod programs;
 mod rendered;
+mod shell;
 mod squid;
 mod stack;

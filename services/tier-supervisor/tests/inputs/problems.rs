@@ -161,8 +161,37 @@ fn secrets_files_must_be_there_private_and_full() {
         "{problems}"
     );
     assert!(!problems.contains("hunter2"), "{problems}");
-    write(&path, "", 0o600);
-    assert!(stack.problems().join("\n").contains("is empty"));
+    let long = "x".repeat(8193);
+    for (text, why) in [
+        ("", "is empty"),
+        ("\n", "is empty"),
+        (long.as_str(), "is longer than 8192 bytes"),
+        ("hunter2hunter2\nhunter3", "has more than one line"),
+        ("hunter2hunter2\n\n", "has more than one line"),
+        ("hunter2hunter2\r\n", "has control characters"),
+        ("hunter2\thunter2", "has control characters"),
+        ("hunter2 hunter2", "has blanks"),
+        ("hunter2-\u{e9}", "has blanks, or letters outside ASCII"),
+    ] {
+        for (secret, place) in [("marvin_api_key", "tiers.yaml:7:9: "), ("model_api_key", "named in supervisor.json")] {
+            stack.secret("marvin_api_key", "fine");
+            stack.secret("model_api_key", "fine\n");
+            assert_eq!(stack.problems(), Vec::<String>::new());
+            stack.secret(secret, text);
+            let problems = stack.problems().join("\n");
+            let file = format!("state/secrets/{secret} {why}");
+            assert!(problems.contains(&file) && problems.contains(place), "{text:?}: {problems}");
+            assert!(problems.contains("; ") && !problems.contains("hunter2"), "{text:?}: {problems}");
+        }
+    }
+    stack.secret("model_api_key", "fine");
+    stack.secret("marvin_api_key", "two\nlines");
+    stack.settings.mode = Mode::Live;
+    stack.settings.drill_table = None;
+    let live = stack.problems().join("\n");
+    assert!(live.contains("sudo install -m 600 /dev/stdin state/secrets/marvin_api_key"), "{live}");
+    stack.settings.mode = Mode::Drill;
+    stack.settings.drill_table = Some(8787);
     std::fs::remove_file(&path).unwrap();
     let in_a_drill = stack.problems().join("\n");
     assert!(in_a_drill.contains("secret marvin_api_key is missing; run deploy/up.sh --drill again"), "{in_a_drill}");
@@ -176,6 +205,79 @@ fn secrets_files_must_be_there_private_and_full() {
     stack.secret("marvin_api_key", "x");
     std::fs::remove_file(stack.settings.state_dir.join("secrets/model_api_key")).unwrap();
     assert!(stack.problems().join("\n").contains("secret model_api_key, named in supervisor.json, is missing"));
+}
+
+#[test]
+fn files_that_are_there_are_not_to_be_created() {
+    let stack = Stack::with_tiers(TASKS);
+    let path = stack.dir.path().join("tiers.yaml");
+    let said = || stack.problems().join("\n");
+    std::fs::write(&path, [0xff, 0xfe]).unwrap();
+    assert!(said().contains("is not UTF-8 text; save it again as UTF-8 text"), "{}", said());
+    std::fs::File::create(&path).unwrap().set_len(1 << 21).unwrap();
+    assert!(said().contains("that cannot be the right file; put the right file in its place"), "{}", said());
+    std::fs::remove_file(&path).unwrap();
+    assert!(said().contains("create the file; deploy/drill/tiers.yaml shows the form"), "{}", said());
+    std::fs::create_dir(&path).unwrap();
+    assert!(said().contains("is not a regular file; put a regular file in its place"), "{}", said());
+}
+
+#[test]
+fn tools_that_a_known_server_does_not_have_are_remarked_on() {
+    let text = TASKS.replace("[get_tasks]", "[get_tasks, get_taks]")
+        + "    auto_approve: [marvin__get_goals, marvin__get_gaols, memory_recall]\n";
+    let stack = Stack::with_tiers(&text);
+    let remarks = stack.prepare().unwrap().tiers.remarks;
+    let found: Vec<_> = remarks
+        .iter()
+        .filter(|remark| remark.what.contains("not known to have a tool"))
+        .map(|remark| (remark.line, remark.column, remark.fix.as_str()))
+        .collect();
+    assert_eq!(
+        found,
+        [(10, 49, "did you mean \"get_tasks\"?"), (11, 39, "did you mean \"get_goals\"?")],
+        "{remarks:?}"
+    );
+    // Said of the project's own files, it would be a mistake in the list.
+    let own = Stack::drill().prepare().unwrap().tiers.remarks;
+    assert!(!own.iter().any(|remark| remark.what.contains("not known to have a tool")), "{own:?}");
+}
+
+#[test]
+fn everything_but_images_is_checked_before_there_are_any() {
+    let check = |text: &str| {
+        let stack = Stack::with_tiers(text);
+        std::fs::remove_file(stack.dir.path().join("images.json")).unwrap();
+        let settings = serde_json::json!({
+            "mode": "drill", "tiers_file": stack.settings.tiers_file, "allowlist_file": stack.settings.allowlist_file,
+            "squid_template": stack.settings.squid_template, "images_file": stack.settings.images_file,
+            "state_dir": stack.settings.state_dir, "run_dir": "/run/assistant", "pool": "10.87.0.0/16",
+            "operator": {"user": "x", "uid": 1000, "home": "/home/x"}, "bin_dir": "/usr/local/lib/assistant/bin",
+            "dns_servers": ["198.51.100.53"], "upstream_roots": stack.settings.upstream_roots, "drill_table": 8787,
+            "model": {"base_url": "https://model.drill.example/v1", "key_secret": "model_api_key",
+                      "models": {"assistant": "drill-model", "thinker": "drill-model"}},
+            "otlp": true, "log_filter": "info"
+        });
+        let path = stack.dir.path().join("supervisor.json");
+        write(&path, &settings.to_string(), 0o644);
+        let check = |more: &[&str]| {
+            let program = env!("CARGO_BIN_EXE_tier-supervisor");
+            let output = std::process::Command::new(program)
+                .args(["check-config", "--config"])
+                .arg(&path)
+                .args(more)
+                .output()
+                .unwrap();
+            let said = [output.stdout, output.stderr].concat();
+            (output.status.code(), String::from_utf8(said).unwrap())
+        };
+        (check(&[]), check(&["--before-images"]))
+    };
+    let ((with, said), (without, remarks)) = check(&TASKS.replace("[get_tasks]", "[get_taks]"));
+    assert!(with == Some(2) && said.contains("images.json"), "{said}");
+    assert!(without == Some(0) && remarks.contains("note: ") && remarks.contains("get_tasks"), "{remarks}");
+    let (_, (wrong, said)) = check(&TASKS.replace("identity:", "identiy:"));
+    assert!(wrong == Some(2) && said.contains("did you mean \"identity\"?"), "{said}");
 }
 
 #[test]

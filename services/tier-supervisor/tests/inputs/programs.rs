@@ -255,8 +255,14 @@ async fn nats_keeps_each_service_to_its_subjects() {
         ),
         (
             "egress-auditor",
-            &["egress.denied.tasks", "$JS.ACK.EVENTS.auditor.1.1.1.1.0", "$JS.ACK.PERMITTED.auditor.1.1.1.1.0"],
             &[
+                "egress.denied.tasks",
+                "floor.breached.stack",
+                "$JS.ACK.EVENTS.auditor.1.1.1.1.0",
+                "$JS.ACK.PERMITTED.auditor.1.1.1.1.0",
+            ],
+            &[
+                "floor.checked.stack",
                 "secret.injected.tasks",
                 "turn.ended.tasks",
                 "egress.permitted.tasks",

@@ -38,7 +38,7 @@ fn the_broker_gets_rules_that_its_policy_takes() {
         (rule.hosts.as_slice(), rule.methods.as_slice()),
         (&["serv.amazingmarvin.com".to_owned()][..], &["GET".to_owned()][..])
     );
-    assert!(rule.source.starts_with("tiers.yaml:"), "{}", rule.source);
+    assert!(rule.source.starts_with("deploy/drill/tiers.yaml:"), "{}", rule.source);
     let inject = rule.inject.as_ref().unwrap();
     assert_eq!(inject.placeholder, "PLACEHOLDER_MARVIN_API_KEY");
     let Place::Header { name, template } = &inject.place;

@@ -338,6 +338,7 @@ pub(crate) fn desired() -> Desired {
         ],
         gates: Vec::new(),
         tiers: Vec::new(),
+        tiers_file: "tiers.yaml".to_owned(),
         remarks: Vec::new(),
         dns_servers: vec![RESOLVER],
         exits: Default::default(),

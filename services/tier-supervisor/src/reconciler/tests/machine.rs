@@ -199,7 +199,7 @@ impl Vm for Fake {
         Some(Ownership { uid: parts.next().unwrap(), gid: parts.next().unwrap(), mode: 0o700 })
     }
 
-    fn squid_log(&self, _: &Path) -> SquidLog {
+    fn squid_log(&self, _: &Path, _: Option<&Path>) -> SquidLog {
         *self.0.squid_log.lock().unwrap()
     }
 
