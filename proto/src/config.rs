@@ -250,6 +250,10 @@ pub struct BrokerTier {
     pub rules: Vec<Rule>,
     /// The tier's MCP servers.
     pub mcp_servers: Vec<McpServer>,
+    /// Unix socket on which the page about the tier's MCP servers is served, over HTTP; only the gates' process can
+    /// connect. None where tiers.yaml gives no `mcp_port`.
+    #[serde(default)]
+    pub tools_page_socket: Option<PathBuf>,
 }
 
 /// An MCP server behind the stdio wrapper.
@@ -348,6 +352,10 @@ pub struct BridgeConfig {
     pub egress: Option<ChannelEgress>,
     /// Telegram bots.
     pub telegram: Vec<TelegramBot>,
+    /// Directory with the files of ZeroClaw's dashboard, from the pinned release and never from an agent's container.
+    /// Without it no dashboard is served.
+    #[serde(default)]
+    pub dashboard_files: Option<PathBuf>,
 }
 
 /// How channels reach their messengers.
@@ -392,4 +400,7 @@ pub struct BridgeTier {
     pub gateway_token_file: PathBuf,
     /// Hosts the tier may reach, as patterns of [`Rule::hosts`]: links to any other host are made inert in its replies.
     pub reachable: Vec<String>,
+    /// Unix socket on which the tier's dashboard is served, over HTTP; only the gates' process can connect.
+    #[serde(default)]
+    pub dashboard_socket: Option<PathBuf>,
 }

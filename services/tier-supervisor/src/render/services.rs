@@ -115,6 +115,7 @@ fn broker_tier(parts: &Parts<'_>, tier: &Tier) -> Result<BrokerTier, DesiredErro
         principals,
         rules: rules(&parts.config.file, &tier.name, &tier.servers, &tier.credentials, tier.egress.as_ref())?,
         mcp_servers,
+        tools_page_socket: None,
     })
 }
 
@@ -235,6 +236,7 @@ pub(crate) fn bridge_config(parts: &Parts<'_>) -> Result<String, DesiredError> {
             gateway: SocketAddrV4::new(agent, GATEWAY_PORT),
             gateway_token_file: etc.join("gateways").join(tier.name.as_str()),
             reachable: reachable(tier),
+            dashboard_socket: None,
         });
     }
     let telegram = parts.settings.telegram.iter().map(|bot| TelegramBot {
@@ -267,6 +269,7 @@ pub(crate) fn bridge_config(parts: &Parts<'_>) -> Result<String, DesiredError> {
         approval_timeout_secs: APPROVAL_SECONDS,
         egress,
         telegram: telegram.collect(),
+        dashboard_files: None,
     })
 }
 
