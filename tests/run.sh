@@ -7,9 +7,9 @@ set -euo pipefail
 
 usage() {
   cat <<'USAGE'
-Usage: tests/run.sh [stage]...
+Usage: tests/run.sh [stage]... [--turns N]
 
-Without a stage, all but the last run, in this order. Everything that is compiled goes into
+Without a stage, all but the last two run, in this order. Everything that is compiled goes into
 ${XDG_CACHE_HOME:-~/.cache}/secure-assistant-stack, so the second run is much shorter than the first.
 
   packages    what the checks need on this machine (apt; only as root)
@@ -22,7 +22,9 @@ ${XDG_CACHE_HOME:-~/.cache}/secure-assistant-stack, so the second run is much sh
   unit        tests of every crate, service tests against a real nats-server, ZeroClaw and collector included; as root
               also those that make network namespaces
   system      as root: images from a registry on loopback; deploy/up.sh --drill, the scenarios against the running stack,
-              up again, down, leftovers
+              up again, a short soak, down, leftovers
+  soak        as root: many turns in all tiers of the drill (--turns N, else 200), and whether memory, handles or disk of
+              any part grew. Brings the drill up where it is not. Not part of a plain run, which has 60 turns of it
   advisories  cargo-deny: known vulnerabilities; SKIPPED where the database cannot be reached. Not part of a plain run
 
 The last line says how many checks and tests passed and failed; the exit status is 0 when none failed. What could not run
@@ -32,12 +34,18 @@ USAGE
 
 all_stages=(packages tools format lint deny unit system)
 stages=()
-for argument in "$@"; do
-  case $argument in
+turns=200
+while [ "$#" -gt 0 ]; do
+  case $1 in
     --help | -h) usage; exit 0 ;;
-    packages | tools | format | lint | deny | unit | system | advisories) stages+=("$argument") ;;
-    *) die "tests/run.sh knows no stage '$argument'." "tests/run.sh --help lists the stages." ;;
+    --turns)
+      [[ ${2:-} =~ ^[0-9]{2,7}$ ]] || die "--turns wants a number from 27 up." "For example: tests/run.sh soak --turns 200"
+      turns=$2
+      shift ;;
+    packages | tools | format | lint | deny | unit | system | soak | advisories) stages+=("$1") ;;
+    *) die "tests/run.sh knows no stage '$1'." "tests/run.sh --help lists the stages." ;;
   esac
+  shift
 done
 [ "${#stages[@]}" -gt 0 ] || stages=("${all_stages[@]}")
 
@@ -308,6 +316,7 @@ build_scenarios() {
   grep -q '^machine ' "$work/scenarios"
   grep -q '^system ' "$work/scenarios"
   grep -q '^images ' "$work/scenarios"
+  grep -q '^soak ' "$work/scenarios"
 }
 
 build_registry() {
@@ -321,6 +330,13 @@ run_scenarios() { # <test target>
   program=$(sed -n "s/^$1 //p" "$work/scenarios")
   cd tests
   PATH="$(tools_path):$TOOLS/$(tool_docker_registry)/bin:$PATH:/usr/sbin:/sbin" timeout 2400 "$program" --test-threads 1
+}
+
+# However long it takes: it ends by itself when too much goes wrong.
+run_soak() { # <turns>
+  local program
+  program=$(sed -n "s/^soak //p" "$work/scenarios")
+  PATH="$(tools_path):$PATH:/usr/sbin:/sbin" "$program" --turns "$1" --figures "$ASSISTANT_LOG_DIR/soak.tsv"
 }
 
 show_state() {
@@ -351,12 +367,31 @@ stage_system() {
     check_tests "scenarios" run_scenarios system
     [ -n "$ok" ] || show_state
     check "deploy/up.sh --drill again changes nothing" up_again
+    # So that it cannot rot; what leaks little takes the stage of its own to be seen.
+    check "60 turns leave everything as it was" run_soak 60
   else
     show_state
   fi
   check "deploy/down.sh" bash deploy/down.sh
   stack_started=
   check "nothing is left behind" leftovers
+}
+
+stage_soak() {
+  if [ "$(id -u)" -ne 0 ]; then
+    check "soak: must be run as root (sudo tests/run.sh soak)" false
+    return 0
+  fi
+  if [ "$(running_mode)" = live ]; then
+    check "soak: a live stack runs on this machine, and only a drill is measured" false
+    return 0
+  fi
+  check "build the scenarios" build_scenarios
+  [ -n "$ok" ] || return 0
+  [ "$(running_mode)" = drill ] || stack_started=1
+  check "deploy/up.sh --drill" bash deploy/up.sh --drill
+  [ -z "$ok" ] || check "$turns turns leave everything as it was" run_soak "$turns"
+  [ -n "$ok" ] || show_state
 }
 
 started=$SECONDS

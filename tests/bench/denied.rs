@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use assistant_proto::event::EgressDenied;
 use assistant_tests::harness::TIER;
+use assistant_tests::harness::place::Place;
 use futures::StreamExt;
 use serde_json::Value;
 use service_kit::task::{OnEnd, Tasks};
@@ -15,7 +16,6 @@ use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::place::Place;
 use super::request::connect;
 use super::stack::Stack;
 

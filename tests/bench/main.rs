@@ -5,8 +5,6 @@
 
 mod chat;
 mod denied;
-mod parts;
-mod place;
 mod request;
 mod series;
 mod stack;
@@ -18,7 +16,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use assistant_tests::harness::agent;
+use assistant_tests::harness::{agent, parts};
 use clap::Parser;
 use service_kit::task::Tasks;
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use assistant_tests::doubles::{MARVIN, MARVIN_HOST, MODEL, MODEL_HOST};
+use assistant_tests::harness::place::Place;
 use assistant_tests::harness::{AGENT, SERVER, STATE, TIER, sink};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -17,7 +18,6 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use serde_json::{Value, json};
 
-use super::place::Place;
 use super::request::{Ask, Route};
 
 const PROXY_PORT: u16 = 10255;

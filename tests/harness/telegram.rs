@@ -70,6 +70,19 @@ impl Chat {
         self.person.hears(self.after, ANSWER, |message| parts.iter().all(|part| message.text.contains(part))).await
     }
 
+    /// Waits for a message that holds one of these words.
+    ///
+    /// # Errors
+    /// When it does not come; says what came.
+    pub async fn hears_one_of(&self, parts: &[&str]) -> anyhow::Result<SentMessage> {
+        self.person.hears(self.after, ANSWER, |message| parts.iter().any(|part| message.text.contains(part))).await
+    }
+
+    /// From now on only what was sent after this message is looked at.
+    pub fn forget_until(&mut self, message: &SentMessage) {
+        self.after = message.sequence;
+    }
+
     /// What the bot has sent to this chat.
     ///
     /// # Errors

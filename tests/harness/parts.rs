@@ -1,4 +1,5 @@
-//! Memory and processor time of each part, from /proc. Not of the kernel's own threads, and not of dockerd.
+//! What each part of the stack uses, from /proc and the control groups: memory, processor time, handles, threads. Not of
+//! the kernel's own threads, and not of dockerd.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -6,7 +7,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use assistant_tests::harness::{command, until};
+
+use super::{command, until};
 
 /// Programs of the VM itself.
 const PROGRAMS: &str = "/usr/local/lib/assistant/bin/";
@@ -17,22 +19,29 @@ const TICK: Duration = Duration::from_millis(10);
 const DIGESTION: Duration = Duration::from_secs(15);
 
 /// What one part uses. Memory in KiB.
-#[derive(Debug, Default)]
-pub(crate) struct Used {
-    pub(crate) processes: u32,
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Used {
+    /// Processes.
+    pub processes: u32,
     /// Sum of what is resident; pages that processes share are counted in each.
-    pub(crate) resident: u64,
+    pub resident: u64,
     /// Sum of what is resident, shared pages divided among those who share them.
-    pub(crate) proportional: u64,
-    /// User and system time of the processes that run.
-    ticks: u32,
+    pub proportional: u64,
+    /// Open file descriptors.
+    pub descriptors: u64,
+    /// Threads.
+    pub threads: u64,
+    /// Files in memory: what lies in a container's `/tmp`. Of its control group; 0 for a program of the VM.
+    pub in_memory: u64,
+    /// User and system time of the processes that run, in hundredths of a second.
+    pub ticks: u32,
 }
 
 /// What every part has used of the processors, once they do nothing but idle.
 ///
 /// # Errors
 /// When they do not come to rest.
-pub(crate) async fn processor_time() -> anyhow::Result<BTreeMap<String, Duration>> {
+pub async fn processor_time() -> anyhow::Result<BTreeMap<String, Duration>> {
     let last = Cell::new(0);
     until("the stack to be idle", DIGESTION, || {
         let last = &last;
@@ -51,7 +60,7 @@ pub(crate) async fn processor_time() -> anyhow::Result<BTreeMap<String, Duration
 ///
 /// # Errors
 /// When Docker does not answer.
-pub(crate) async fn by_part() -> anyhow::Result<BTreeMap<String, Used>> {
+pub async fn by_part() -> anyhow::Result<BTreeMap<String, Used>> {
     let format = "{{.ID}} {{.Names}}";
     let list = ["ps", "--no-trunc", "--filter", "label=assistant.managed=true", "--format", format];
     let containers = command::run("docker", &list).await?.ok()?;
@@ -64,11 +73,16 @@ pub(crate) async fn by_part() -> anyhow::Result<BTreeMap<String, Used>> {
         }
         // A process may end while it is looked at.
         let Some(part) = part_of(&path, &containers) else { continue };
-        let (Ok((resident, proportional)), Ok(ticks)) = (memory_of(&path), ticks_of(&path)) else { continue };
+        let (Ok((resident, proportional)), Ok((ticks, threads))) = (memory_of(&path), times_of(&path)) else {
+            continue;
+        };
         let used = parts.entry(part).or_default();
         used.processes = used.processes.saturating_add(1);
         used.resident = used.resident.saturating_add(resident);
         used.proportional = used.proportional.saturating_add(proportional);
+        used.descriptors = used.descriptors.saturating_add(descriptors_of(&path));
+        used.threads = used.threads.saturating_add(threads);
+        used.in_memory = used.in_memory.max(files_in_memory(&path).unwrap_or(0));
         used.ticks = used.ticks.saturating_add(ticks);
     }
     Ok(parts)
@@ -92,11 +106,36 @@ fn memory_of(process: &Path) -> anyhow::Result<(u64, u64)> {
     Ok((field("Rss:")?, field("Pss:")?))
 }
 
-fn ticks_of(process: &Path) -> anyhow::Result<u32> {
+/// Processor time in ticks, and threads.
+fn times_of(process: &Path) -> anyhow::Result<(u32, u64)> {
     let text = std::fs::read_to_string(process.join("stat"))?;
     // The name of the program comes first, in parentheses, and may hold anything.
     let (_, fields) = text.rsplit_once(')').context("no name")?;
-    let mut fields = fields.split_whitespace().skip(11);
-    let mut next = || anyhow::Ok(fields.next().context("too short")?.parse::<u32>()?);
-    Ok(next()?.saturating_add(next()?))
+    let fields: Vec<&str> = fields.split_whitespace().collect();
+    let field = |at: usize| fields.get(at).copied().context("too short");
+    Ok((field(11)?.parse::<u32>()?.saturating_add(field(12)?.parse()?), field(17)?.parse()?))
+}
+
+fn descriptors_of(process: &Path) -> u64 {
+    let listed = std::fs::read_dir(process.join("fd")).map(Iterator::count).unwrap_or(0);
+    u64::try_from(listed).unwrap_or(u64::MAX)
+}
+
+/// `shmem` of the process's control group in KiB, of either version; none for a program that is in none of its own.
+fn files_in_memory(process: &Path) -> Option<u64> {
+    let groups = std::fs::read_to_string(process.join("cgroup")).ok()?;
+    let group = groups.lines().find_map(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (fields.next()?, fields.next()?.trim_start_matches('/'));
+        let root = match controllers {
+            "" => Path::new("/sys/fs/cgroup").to_owned(),
+            _ if controllers.split(',').any(|name| name == "memory") => Path::new("/sys/fs/cgroup/memory").to_owned(),
+            _ => return None,
+        };
+        (!path.is_empty()).then(|| root.join(path).join("memory.stat")).filter(|stat| stat.exists())
+    })?;
+    let stat = std::fs::read_to_string(group).ok()?;
+    let field = |name: &str| stat.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
+    // Version 1 counts what is below it only in the totals.
+    field("total_shmem ").or_else(|| field("shmem ")).map(|bytes| bytes >> 10)
 }

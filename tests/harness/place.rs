@@ -6,14 +6,16 @@ use std::future::Future;
 use std::net::Ipv4Addr;
 
 use anyhow::Context as _;
-use assistant_tests::harness::{command, probe};
 use nix::sched::{CloneFlags, setns};
 use tokio::sync::oneshot;
 
+use super::{command, probe};
+
 /// The network namespace of a running container.
 #[derive(Debug, Clone)]
-pub(crate) struct Place {
-    pub(crate) container: String,
+pub struct Place {
+    /// Its name.
+    pub container: String,
     pid: u32,
 }
 
@@ -22,7 +24,7 @@ impl Place {
     ///
     /// # Errors
     /// When it does not run.
-    pub(crate) async fn of(container: &str) -> anyhow::Result<Self> {
+    pub async fn of(container: &str) -> anyhow::Result<Self> {
         let out = command::run("docker", &["inspect", "--format", "{{.State.Pid}}", container]).await?.ok();
         let pid = out.with_context(|| format!("the container {container} is not there"))?.trim().parse()?;
         anyhow::ensure!(pid != 0, "the container {container} does not run");
@@ -33,7 +35,7 @@ impl Place {
     ///
     /// # Errors
     /// When it is not on such a network.
-    pub(crate) async fn address(&self, network: &str) -> anyhow::Result<Ipv4Addr> {
+    pub async fn address(&self, network: &str) -> anyhow::Result<Ipv4Addr> {
         let all = probe::addresses(&self.container).await?;
         let found = all.iter().find(|(name, _)| name.ends_with(network));
         let (_, address) = found.with_context(|| format!("{} is not on {network}", self.container))?;
@@ -44,7 +46,7 @@ impl Place {
     ///
     /// # Errors
     /// When the namespace cannot be entered, or the work fails.
-    pub(crate) async fn run<T, W, F>(&self, work: W) -> anyhow::Result<T>
+    pub async fn run<T, W, F>(&self, work: W) -> anyhow::Result<T>
     where
         T: Send + 'static,
         W: FnOnce() -> F + Send + 'static,
