@@ -146,7 +146,7 @@ pub fn stack_problems(settings: &Settings) -> Vec<String> {
     let mut problems = Vec::new();
     for name in settings.own_secrets() {
         let what = match (DiskSources { settings }).secret(name) {
-            SecretState::Present => continue,
+            SecretState::Present | SecretState::Short => continue,
             SecretState::Absent => "is missing".to_owned(),
             SecretState::Unusable(why) => format!("cannot be used: {why}"),
         };

@@ -65,6 +65,7 @@ pub enum StatusError {
 pub fn is_healthy(stack: &WatchStackResponse) -> bool {
     stack.converged
         && stack.problem.is_empty()
+        && stack.file_problems.is_empty()
         && stack.containers.iter().all(|container| container.state() == ContainerState::Healthy)
 }
 

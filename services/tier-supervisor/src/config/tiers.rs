@@ -32,6 +32,8 @@ const RESERVED_NAMES: [&str; 3] = ["tee", "channels", "telemetry"];
 
 /// As long as the broker takes one.
 const LONGEST_SECRET: usize = 8 * 1024;
+/// A shorter one the broker does not put into requests: it would be found by chance in harmless answers.
+const SHORTEST_CREDENTIAL: usize = 8;
 
 /// More tiers than any machine runs; bounds the work of a wrong file.
 const MOST_TIERS: usize = 100;
@@ -66,6 +68,8 @@ pub trait Sources {
 pub enum SecretState {
     /// It can be used.
     Present,
+    /// It can be used for the stack itself (a model at home may have a short key), but not as a tier's credential.
+    Short,
     /// There is none.
     Absent,
     /// It is there but must not, or cannot, be used.
@@ -96,6 +100,7 @@ impl Sources for DiskSources<'_> {
             Err(error) => SecretState::Unusable(error.to_string()),
             Ok(bytes) => match why_no_secret(&bytes) {
                 Some(why) => SecretState::Unusable(format!("{} {why}", path.display())),
+                None if without_newline(&bytes).len() < SHORTEST_CREDENTIAL => SecretState::Short,
                 None => SecretState::Present,
             },
         }
@@ -104,7 +109,7 @@ impl Sources for DiskSources<'_> {
 
 /// Why bytes are no secret that a header can carry: what the broker, and the models' router, refuse when they read it.
 fn why_no_secret(bytes: &[u8]) -> Option<String> {
-    let value = bytes.strip_suffix(b"\n").unwrap_or(bytes);
+    let value = without_newline(bytes);
     if value.is_empty() {
         return Some("is empty".to_owned());
     }
@@ -121,6 +126,10 @@ fn why_no_secret(bytes: &[u8]) -> Option<String> {
     (!plain).then(|| "has blanks, or letters outside ASCII".to_owned())
 }
 
+fn without_newline(bytes: &[u8]) -> &[u8] {
+    bytes.strip_suffix(b"\n").unwrap_or(bytes)
+}
+
 /// What a tier is checked against.
 pub(super) struct World<'a> {
     pub(super) settings: &'a Settings,
@@ -130,11 +139,18 @@ pub(super) struct World<'a> {
 }
 
 impl World<'_> {
-    /// What is wrong with the file of a secret, and what to do.
+    /// What is wrong with the file of a tier's credential, and what to do.
     pub(super) fn secret_problem(&self, name: &SecretName, sources: &dyn Sources) -> Option<(String, String)> {
         let path = self.settings.secret_file(name);
         let path = path.display();
         match sources.secret(name) {
+            SecretState::Short => Some((
+                format!(
+                    "secret {name} cannot be used: {path} has fewer than {SHORTEST_CREDENTIAL} characters, which cannot be \
+                     told from harmless text in an answer"
+                ),
+                format!("write the whole of it, it is read from standard input: sudo install -m 600 /dev/stdin {path}"),
+            )),
             SecretState::Present => None,
             SecretState::Absent => Some((
                 format!("secret {name} is missing"),

@@ -257,6 +257,11 @@ mod tests {
         one.problem = "x".to_owned();
         assert!(!super::super::is_healthy(&one));
         one.problem.clear();
+        // What runs is well, but it is not what is written.
+        one.file_problems = vec!["tiers.yaml:2:1: no".to_owned()];
+        assert!(!super::super::is_healthy(&one));
+        one.file_problems.clear();
+        assert!(super::super::is_healthy(&one));
         one.converged = false;
         assert!(!super::super::is_healthy(&one));
     }

@@ -5,11 +5,15 @@
 //! directory, so nothing in it is trusted: whoever connects opens the socket without following a link.
 
 use std::collections::BTreeMap;
-use std::fs::{DirBuilder, OpenOptions, Permissions};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Group};
 
 use crate::command::{self, CommandError};
@@ -18,7 +22,7 @@ use crate::desired::{ASSISTANT_GID, ContainerSpec, ControlDirectory};
 /// Owner and group, nobody else; sockets inherit the group.
 const DIRECTORY_MODE: u32 = 0o2770;
 /// The directory of the directories: everybody may find the links.
-const RUN_MODE: u32 = 0o755;
+pub(super) const RUN_MODE: u32 = 0o755;
 /// Name of the socket in its directory.
 pub(super) const SOCKET: &str = "api.sock";
 const GROUP: &str = "assistant";
@@ -74,7 +78,7 @@ pub enum SocketsError {
     },
 }
 
-fn io(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> SocketsError {
+pub(super) fn io(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> SocketsError {
     move |source| SocketsError::Io { what, path: path.to_owned(), source }
 }
 
@@ -128,20 +132,56 @@ pub fn open_directory(control: &ControlDirectory, operator_uid: u32) -> Result<(
         .open(&control.path)
         .map_err(io("open", &control.path))?;
     fchown(&directory, Some(control.uid), Some(control.gid)).map_err(io("give away", &control.path))?;
+    let path = control.path.to_string_lossy();
+    // Also of whoever ran `up.sh` before.
+    forget_acl(control, &["-b", "-k", "--", &path])?;
     directory
         .set_permissions(Permissions::from_mode(DIRECTORY_MODE))
         .map_err(io("change the mode of", &control.path))?;
     if operator_uid != 0 {
-        let path = control.path.to_string_lossy();
         // The first entry lets the user in, the second one lets him write to sockets that are bound later.
         let entries = format!("u:{operator_uid}:rwx,d:u:{operator_uid}:rwx,d:g::rwx,d:m::rwx");
-        command::run("setfacl", &["-m", &entries, "--", &path], "")
-            .map_err(|error| tool(error, "acl", |source| SocketsError::Acl { path: control.path.clone(), source }))?;
+        acl(control, &["-m", &entries, "--", &path])?;
     }
+    open_socket(control, &directory, operator_uid)?;
     link(control)
 }
 
-fn make(path: &Path, mode: u32) -> Result<(), SocketsError> {
+/// The socket that a running service has bound already: what a directory says is for those that come.
+fn open_socket(control: &ControlDirectory, directory: &File, operator_uid: u32) -> Result<(), SocketsError> {
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let socket = match openat(directory, SOCKET, flags, Mode::empty()) {
+        Ok(socket) => File::from(socket),
+        Err(Errno::ENOENT) => return Ok(()),
+        Err(error) => return Err(io("look at the socket in", &control.path)(error.into())),
+    };
+    // The directory is the service's: what lies there may be anything, and only the thing that was looked at is changed.
+    if !socket.metadata().map_err(io("look at the socket in", &control.path))?.file_type().is_socket() {
+        return Ok(());
+    }
+    let held = format!("/proc/{}/fd/{}", std::process::id(), socket.as_raw_fd());
+    let entry = format!("u:{operator_uid}:rw");
+    match operator_uid {
+        0 => forget_acl(control, &["-b", "--", &held]),
+        _ => acl(control, &["-b", "-m", &entry, "--", &held]),
+    }
+}
+
+fn acl(control: &ControlDirectory, arguments: &[&str]) -> Result<(), SocketsError> {
+    command::run("setfacl", arguments, "")
+        .map_err(|error| tool(error, "acl", |source| SocketsError::Acl { path: control.path.clone(), source }))?;
+    Ok(())
+}
+
+/// Without the tool nothing was ever set.
+fn forget_acl(control: &ControlDirectory, arguments: &[&str]) -> Result<(), SocketsError> {
+    match acl(control, arguments) {
+        Err(SocketsError::Tool { .. }) => Ok(()),
+        outcome => outcome,
+    }
+}
+
+pub(super) fn make(path: &Path, mode: u32) -> Result<(), SocketsError> {
     match std::fs::symlink_metadata(path) {
         Ok(found) if found.is_dir() => return Ok(()),
         Ok(_) => std::fs::remove_file(path).map_err(io("remove", path))?,
@@ -245,5 +285,38 @@ mod tests {
         assert!(sockets.is_stale(&spec));
         // Another process does not know whether the ACL is there.
         assert!(Sockets::new(0).is_stale(&spec));
+    }
+
+    #[test]
+    fn whoever_runs_the_stack_now_gets_in_and_whoever_did_before_does_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let control = control(dir.path());
+        let entries = |path: &Path| command::run("getfacl", &["-n", "-p", &path.to_string_lossy()], "").unwrap();
+        let socket = control.path.join(SOCKET);
+        open_directory(&control, 0).unwrap();
+        let running = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        std::fs::set_permissions(&socket, Permissions::from_mode(0o660)).unwrap();
+        for (now, before) in [(60_001, 60_002), (60_002, 60_001)] {
+            open_directory(&control, now).unwrap();
+            for (path, rights) in [(&control.path, "rwx"), (&socket, "rw-")] {
+                let said = entries(path);
+                assert!(said.contains(&format!("\nuser:{now}:{rights}\n")), "{said}");
+                assert!(!said.contains(&before.to_string()) && said.contains("other::---"), "{said}");
+            }
+            assert!(entries(&control.path).contains(&format!("\ndefault:user:{now}:rwx\n")));
+        }
+        open_directory(&control, 0).unwrap();
+        for path in [&control.path, &socket] {
+            assert!(!entries(path).contains("user:6000"), "{}", entries(path));
+        }
+        assert_eq!(std::fs::metadata(&control.path).unwrap().mode() & 0o7777, DIRECTORY_MODE);
+        // A service that was taken over puts something else into its place: what that leads to is not touched.
+        drop(running);
+        std::fs::remove_file(&socket).unwrap();
+        let aim = dir.path().join("aim");
+        std::fs::write(&aim, "").unwrap();
+        std::os::unix::fs::symlink(&aim, &socket).unwrap();
+        open_directory(&control, 60_001).unwrap();
+        assert!(!entries(&aim).contains("60001"), "{}", entries(&aim));
     }
 }

@@ -174,7 +174,7 @@ fn secrets_files_must_be_there_private_and_full() {
         ("hunter2-\u{e9}", "has blanks, or letters outside ASCII"),
     ] {
         for (secret, place) in [("marvin_api_key", "tiers.yaml:7:9: "), ("model_api_key", "named in supervisor.json")] {
-            stack.secret("marvin_api_key", "fine");
+            stack.secret("marvin_api_key", "it-is-fine");
             stack.secret("model_api_key", "fine\n");
             assert_eq!(stack.problems(), Vec::<String>::new());
             stack.secret(secret, text);
@@ -184,7 +184,12 @@ fn secrets_files_must_be_there_private_and_full() {
             assert!(problems.contains("; ") && !problems.contains("hunter2"), "{text:?}: {problems}");
         }
     }
-    stack.secret("model_api_key", "fine");
+    // A model at home may have a short key; a credential that the broker could not find again in answers is none.
+    stack.secret("marvin_api_key", "hunter2\n");
+    stack.secret("model_api_key", "x");
+    let short = stack.problems().join("\n");
+    assert!(short.starts_with("tiers.yaml:7:9: ") && short.contains("marvin_api_key has fewer than 8 char"), "{short}");
+    assert!(!short.contains("hunter2") && !short.contains("model_api_key"), "{short}");
     stack.secret("marvin_api_key", "two\nlines");
     stack.settings.mode = Mode::Live;
     stack.settings.drill_table = None;
@@ -202,7 +207,7 @@ fn secrets_files_must_be_there_private_and_full() {
         "{problems}"
     );
     assert!(problems.contains("sudo install -m 600 /dev/stdin state/secrets/marvin_api_key"), "{problems}");
-    stack.secret("marvin_api_key", "x");
+    stack.secret("marvin_api_key", "it-is-fine");
     std::fs::remove_file(stack.settings.state_dir.join("secrets/model_api_key")).unwrap();
     assert!(stack.problems().join("\n").contains("secret model_api_key, named in supervisor.json, is missing"));
 }
