@@ -10,6 +10,7 @@ mod command;
 pub mod config;
 pub mod control;
 pub mod desired;
+pub mod disk;
 pub mod down;
 pub mod engine;
 pub mod execute;

@@ -34,6 +34,8 @@ pub struct Observed {
     pub restart_policies: BTreeMap<String, String>,
     /// What stands on the VM itself.
     pub host: Host,
+    /// Whether there is room for those who write as much as they like.
+    pub disk: Disk,
     /// What this process remembers of earlier rounds, by container name.
     pub history: BTreeMap<String, History>,
 }
@@ -51,6 +53,26 @@ pub struct Host {
     pub stale_sockets: BTreeSet<String>,
     /// How Squid's log stands.
     pub squid_log: SquidLog,
+}
+
+/// How the disk of bus and record stands; see `disk`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Disk {
+    /// There is room.
+    #[default]
+    Enough,
+    /// What is left is for the bus and the record alone.
+    Low,
+}
+
+impl Disk {
+    /// What little room means, and what to do.
+    #[must_use]
+    pub fn problem() -> &'static str {
+        "less than 512 MiB are left on the disk of the bus and the audit record, so everything that runs in tiers is stopped \
+         until there are 768 MiB: free space there (docker system df and df -h /var/lib/docker show where it went) or make \
+         the disk larger"
+    }
 }
 
 /// How Squid's log stands.

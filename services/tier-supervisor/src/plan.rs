@@ -18,7 +18,7 @@ use std::time::SystemTime;
 use assistant_proto::config::Mode;
 
 use crate::desired::{ContainerSpec, Desired, MountSource, Role, VolumeSpec};
-use crate::observed::{Container, History, Observed, Owner, SquidLog, State, Table, Volume};
+use crate::observed::{Container, Disk, History, Observed, Owner, SquidLog, State, Table, Volume};
 
 pub use step::{Action, Step, Weight, network_hash};
 
@@ -95,6 +95,9 @@ pub enum Conflict {
         /// The name.
         name: String,
     },
+    /// What runs in tiers may not run.
+    #[error("{}", Disk::problem())]
+    Disk,
     /// A foreign network has a name of ours.
     #[error("a network named {name} exists that is not ours; remove it: docker network rm {name}")]
     NetworkName {
@@ -161,6 +164,7 @@ impl<'a> Planner<'a> {
         self.detachments();
         let stale_networks = self.networks_to_go();
         self.containers_to_go();
+        self.tiers_to_stop();
         for (id, name, reason) in stale_networks {
             self.step(Action::RemoveNetwork { id, name }, reason);
         }
@@ -299,6 +303,23 @@ impl<'a> Planner<'a> {
                 self.step(Action::StopContainer { id: id.clone(), name: name.clone() }, reason);
             }
             self.step(Action::RemoveContainer { id, name }, reason);
+        }
+    }
+
+    /// What a tier could write would be in the way of the record of what it did.
+    fn tiers_to_stop(&mut self) {
+        if self.observed.disk == Disk::Enough {
+            return;
+        }
+        self.plan.conflicts.push(Conflict::Disk);
+        let desired = self.desired;
+        for spec in desired.containers.iter().filter(|spec| spec.tier.is_some()) {
+            self.blocked.insert(&spec.name);
+            let found = self.containers.get(spec.name.as_str()).copied().filter(|found| found.owner.is_ours());
+            if let Some(found) = found.filter(|found| found.state.is_running() && self.why_it_goes(found).is_none()) {
+                let action = Action::StopContainer { id: found.id.clone(), name: spec.name.clone() };
+                self.step(action, "little room is left on the disk, and what runs in tiers can fill it");
+            }
         }
     }
 

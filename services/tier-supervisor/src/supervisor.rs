@@ -30,7 +30,7 @@ use crate::prepare::{Inputs, stack_problems};
 use crate::reconciler::{Apply, Reconciler, Stack};
 use crate::vm::{self, Linux};
 use crate::wanted::{self, Wanted};
-use crate::{gates, provision, sandbox};
+use crate::{disk, gates, provision, sandbox};
 
 const NAME: &str = "tier-supervisor";
 /// Requests for a round that wait for the reconciler; one operator sends one at a time.
@@ -246,6 +246,12 @@ impl Service for Supervisor {
                     }
                 }
             }
+        });
+
+        let (watched, notify, stop, health) =
+            (Arc::clone(&stack), Arc::clone(&wake), draining.clone(), cx.health.clone());
+        cx.tasks.spawn_restarting("disk", move || {
+            disk::watch(Arc::clone(&watched), health.clone(), Arc::clone(&notify), stop.clone())
         });
 
         let reconciler = Reconciler::new(stack);

@@ -8,7 +8,8 @@ use super::samples;
 use super::{Action, Conflict, Plan, network_hash, plan};
 use crate::desired::Desired;
 use crate::observed::{
-    Container, Endpoint, History, Incarnation, Network, Observed, Owner, Ownership, SquidLog, State, Table, Volume,
+    Container, Disk, Endpoint, History, Incarnation, Network, Observed, Owner, Ownership, SquidLog, State, Table,
+    Volume,
 };
 use assistant_proto::config::Mode;
 
@@ -387,5 +388,40 @@ fn a_container_on_no_network_is_made_once_and_kept_off_networks() {
     );
     assert!(!second.steps.iter().any(|step| matches!(step.action, Action::StopContainer { .. })));
     apply(&desired, &mut observed, &second, &mut fresh);
+    assert!(plan(&desired, &observed, now()).is_settled());
+}
+
+#[test]
+fn on_a_full_disk_tiers_are_stopped_and_start_again() {
+    let desired = samples::desired();
+    let mut fresh = 0;
+    let mut observed = up(&desired, &mut fresh);
+    observed.disk = Disk::Low;
+    let stops = plan(&desired, &observed, now());
+    assert_eq!(stops.conflicts, [Conflict::Disk]);
+    let of_tiers: Vec<&str> =
+        desired.containers.iter().filter(|spec| spec.tier.is_some()).map(|spec| spec.name.as_str()).collect();
+    let stopped: Vec<&str> = stops
+        .steps
+        .iter()
+        .filter_map(|step| match &step.action {
+            Action::StopContainer { name, .. } => Some(name.as_str()),
+            Action::LoadTable => None,
+            other => panic!("{other}"),
+        })
+        .collect();
+    assert!(!of_tiers.is_empty() && stopped == of_tiers, "{stopped:?}");
+    apply(&desired, &mut observed, &stops, &mut fresh);
+    for name in &of_tiers {
+        observed.history.entry((*name).to_owned()).or_default().forget_run();
+    }
+    let rest = plan(&desired, &observed, now());
+    assert!(rest.steps.is_empty() && !rest.is_settled(), "{:?}", rest.steps);
+
+    observed.disk = Disk::Enough;
+    let starts = plan(&desired, &observed, now());
+    apply(&desired, &mut observed, &starts, &mut fresh);
+    let running = observed.containers.iter().filter(|found| found.state.is_running()).count();
+    assert_eq!(running, desired.containers.len());
     assert!(plan(&desired, &observed, now()).is_settled());
 }

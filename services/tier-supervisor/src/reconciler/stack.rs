@@ -13,7 +13,7 @@ use crate::desired::Desired;
 use crate::engine::{Engine, EngineError, Inventory};
 use crate::execute::{self, ExecuteError, Wait};
 use crate::floor::Verdict;
-use crate::observed::{History, Host, Observed, State};
+use crate::observed::{Disk, History, Host, Observed, State};
 use crate::plan::{self, Plan};
 use crate::vm::{Vm, VmError};
 use crate::wanted::Wanted;
@@ -51,6 +51,7 @@ pub struct Stack<E, V> {
     /// Containers that have ended by themselves and whose logs have not been read yet: name, id, exit status.
     ended: Mutex<Vec<(String, String, i64)>>,
     pub(super) picture: watch::Sender<Picture>,
+    disk: Mutex<Disk>,
 }
 
 impl<E: Engine, V: Vm> Stack<E, V> {
@@ -59,12 +60,24 @@ impl<E: Engine, V: Vm> Stack<E, V> {
     pub fn new(engine: E, vm: V, bus: Bus, wanted: watch::Receiver<Wanted>) -> Self {
         let first = Picture::unseen(&wanted.borrow());
         let picture = watch::channel(first).0;
-        Self { engine, vm, bus, wanted, history: Mutex::default(), ended: Mutex::default(), picture }
+        let (history, ended, disk) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Self { engine, vm, bus, wanted, history, ended, picture, disk }
     }
 
     /// The engine.
     pub fn engine(&self) -> &E {
         &self.engine
+    }
+
+    /// The VM.
+    pub fn vm(&self) -> &V {
+        &self.vm
+    }
+
+    /// How the disk stands, from now on. Whether that is new.
+    pub fn note_disk(&self, disk: Disk) -> bool {
+        let mut known = self.disk.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *known, disk) != disk
     }
 
     /// The picture and every change of it.
@@ -109,7 +122,8 @@ impl<E: Engine, V: Vm> Stack<E, V> {
         for volume in volumes.iter_mut().filter(|volume| volume.owner.is_ours()) {
             volume.top = self.vm.volume_top(&volume.mountpoint);
         }
-        Observed { networks, volumes, containers, restart_policies, host, history: history.clone() }
+        let disk = *self.disk.lock().unwrap_or_else(PoisonError::into_inner);
+        Observed { networks, volumes, containers, restart_policies, host, disk, history: history.clone() }
     }
 
     /// Says of each container that has ended what it said last.
@@ -129,7 +143,7 @@ impl<E: Engine, V: Vm> Stack<E, V> {
         Wait { run: name.and_then(|name| history.get(name)?.prepared.clone()), patience }
     }
 
-    pub(super) fn note(&self, name: &str, note: impl FnOnce(&mut History)) {
+    pub(crate) fn note(&self, name: &str, note: impl FnOnce(&mut History)) {
         let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
         note(history.entry(name.to_owned()).or_default());
     }
