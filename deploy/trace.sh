@@ -2,6 +2,7 @@
 # Prints a turn as one tree, from the chat message to the bytes that left: deploy/trace.sh <trace id>
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib/ui.sh"
+. "$(dirname "${BASH_SOURCE[0]}")/lib/control.sh"
 
 case ${1:-} in
   --help | -h | '')
@@ -19,10 +20,6 @@ case ${1:-} in
       "Copy another one from the chat, or from: nats sub 'egress.denied.>'"
     ;;
 esac
-program=/usr/local/lib/assistant/bin/egress-auditor
-socket=/run/assistant/egress-auditor.sock
-[ -x "$program" ] || die "The stack is not installed on this machine." "Run deploy/up.sh --drill first."
-[ -S "$socket" ] || die "The stack is not running, or egress-auditor is not up yet (there is no $socket)." "Run deploy/up.sh --drill."
-[ -w "$socket" ] || die "You may not use $socket: it belongs to the user who ran deploy/up.sh." "Run deploy/up.sh as yourself, or use sudo."
+need_control egress-auditor
 # Spans of the last second may still be on their way to the collector.
-exec "$program" trace "$@" --wait 10
+exec "$CONTROL_PROGRAM" trace "$@" --wait 10

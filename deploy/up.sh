@@ -17,6 +17,8 @@ Running it again is safe: what has not changed is left running.
                  Without it the stack is live and needs your accounts; what is missing is said first.
   --pool A.B.0.0/16
                  Addresses for the stack's networks (default 10.87.0.0/16), for machines where those are taken.
+  --operator USER
+                 Who uses the stack's commands without sudo, where that is not the user who runs this.
   --refresh      Rebuild the base images from today's packages (security updates), then everything on top of them.
   --build        Build every image on this machine that can be built; pull none.
   --pull         Pull external images by their locked digests; one that cannot be pulled is an error. Without either, an
@@ -30,6 +32,7 @@ USAGE
 
 mode=live
 pool=
+operator=
 refresh=
 images=
 arguments=("$@")
@@ -38,6 +41,8 @@ while [ $# -gt 0 ]; do
     --drill) mode=drill ;;
     --pool) [ $# -ge 2 ] || die "--pool needs a value." "For example: --pool 10.99.0.0/16"; pool=$2; shift ;;
     --pool=*) pool=${1#*=} ;;
+    --operator) [ $# -ge 2 ] || die "--operator needs a value." "For example: --operator alice"; operator=$2; shift ;;
+    --operator=*) operator=${1#*=} ;;
     --refresh) refresh=1 ;;
     --build | --pull)
       [ -z "$images" ] || [ "$images" = "${1#--}" ] ||
@@ -60,6 +65,7 @@ image_policy >/dev/null
 become_root "$ASSISTANT_ROOT/deploy/up.sh" "${arguments[@]}"
 umask 022
 find_operator
+find_stack_user "$operator"
 check_machine
 take_lock "deploy/up.sh"
 # When a mistake is told. Before anything is installed or compiled: what the shell can see, which is what is missing, what
@@ -95,7 +101,7 @@ check_preconditions() {
         "Stop that program (ss -ltnp 'sport = :4222' shows it), then run the same command again."
     fi
   fi
-  echo "mode $mode, operator $OPERATOR, cache $CACHE"
+  echo "mode $mode, operator $STACK_USER, cache $CACHE"
 }
 
 ensure_compilers() {
@@ -231,8 +237,8 @@ if [ -n "$refresh" ]; then
   install -d "$ASSISTANT_STATE"
   date -u +%Y-%m-%d >"$ASSISTANT_STATE/base-generation"
 fi
-steps=20
-[ "$mode" = drill ] || steps=19
+steps=21
+[ "$mode" = drill ] || steps=20
 install -d -m 755 "$ASSISTANT_STATE"
 ui_plan "$steps" /var/log/assistant
 say "Bringing up the $mode stack. The first time this compiles everything, which takes long (docs/benchmarks.md); later it takes seconds."
@@ -256,7 +262,7 @@ step "Settings" settings write_configuration
 [ "$mode" = live ] || step "The drill's internet" drill-internet-start start_drill_internet
 step "tier-supervisor" supervisor-start start_supervisor
 step "Every part healthy, walls checked" health wait_until_healthy
-install_nats_context "$mode" || die "The operator's context for nats could not be written." "Look at $OPERATOR_HOME/.config/nats."
+step "The operator's context for nats" nats-context install_nats_context "$mode"
 ui_write_times "$ASSISTANT_LOG_DIR/up-times.tsv"
 screen
 say ""

@@ -6,6 +6,7 @@ pub mod command;
 pub mod metrics;
 pub mod page;
 pub mod parts;
+pub mod person;
 pub mod place;
 pub mod plain;
 pub mod probe;

@@ -150,7 +150,7 @@ workspace_cargo() { # <arguments>...
 stage_packages() {
   if [ "$(id -u)" -ne 0 ]; then
     local missing
-    missing=$(missing_packages "${MACHINE_PACKAGES[@]}" shellcheck | tr '\n' ' ')
+    missing=$(missing_packages "${MACHINE_PACKAGES[@]}" shellcheck sudo | tr '\n' ' ')
     [ -z "$missing" ] || skip packages "not root, and missing: $missing"
     return 0
   fi
@@ -159,7 +159,8 @@ stage_packages() {
 
 install_test_packages() {
   install_machine_packages
-  install_packages shellcheck
+  # sudo: for the scenario of a person who is not root.
+  install_packages shellcheck sudo
 }
 
 build_test_tools() {

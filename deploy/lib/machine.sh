@@ -50,6 +50,18 @@ find_operator() {
   export OPERATOR OPERATOR_UID OPERATOR_GID OPERATOR_HOME CACHE TOOLS RUST_TARGET RUST_BIN
 }
 
+# Sets STACK_USER, STACK_UID, STACK_HOME: who uses the stack's commands without sudo. The caller, unless another was named.
+find_stack_user() { # [<name>]
+  local entry
+  STACK_USER=$OPERATOR STACK_UID=$OPERATOR_UID STACK_HOME=$OPERATOR_HOME
+  if [ -n "${1:-}" ]; then
+    entry=$(getent passwd -- "$1") || die "There is no user '$(printf '%s' "$1" | ui_harmless)' on this machine." \
+      "Name one that has an account here; without --operator it is $OPERATOR."
+    IFS=: read -r STACK_USER _ STACK_UID _ _ STACK_HOME _ <<<"$entry"
+  fi
+  export STACK_USER STACK_UID STACK_HOME
+}
+
 # Builds run code from package registries: as the operator, not as root, whenever the two differ.
 as_operator() { # <command>...
   if [ "$(id -u)" -eq "$OPERATOR_UID" ]; then

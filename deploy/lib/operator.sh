@@ -1,6 +1,7 @@
 # What lets the operator's commands work as printed: programs on the PATH, a context for `nats`. Sourced, never run.
 #
-# Owns: /usr/local/bin/{nats,grpcurl}, <home>/.config/nats/context/assistant.json and the files it names.
+# Owns: /usr/local/bin/{nats,grpcurl}, <home>/.config/nats/context/assistant.json and the files it names,
+# $ASSISTANT_STATE/operators: who has such a context beside root.
 # Does not: open control sockets (tier-supervisor does, with an ACL for the operator).
 # shellcheck shell=bash
 
@@ -21,11 +22,27 @@ install_operator_programs() {
   done
 }
 
-# The nkey of `operator` may only subscribe: it opens a window, not a door. So each of the two users has a copy.
+# The nkey of `operator` may only subscribe: it opens a window, not a door. So each of the two users has a copy, and
+# whoever was the operator before has none any more.
 install_nats_context() { # <mode>
   local state=$ASSISTANT_STATE/$1
+  forget_operators "$STACK_USER"
   write_nats_context "$state" root "$(getent passwd root | cut -d : -f 6)"
-  [ "$OPERATOR_UID" -eq 0 ] || write_nats_context "$state" "$OPERATOR" "$OPERATOR_HOME"
+  if [ "$STACK_UID" -ne 0 ]; then
+    printf '%s\n' "$STACK_USER" >"$ASSISTANT_STATE/operators"
+    write_nats_context "$state" "$STACK_USER" "$STACK_HOME"
+  fi
+}
+
+# Takes the context of every operator that there was, but one; an account that is gone has none.
+forget_operators() { # [<name>]
+  local name home
+  [ -f "$ASSISTANT_STATE/operators" ] || return 0
+  while IFS= read -r name; do
+    home=$(getent passwd -- "$name" | cut -d : -f 6) || continue
+    [ "$name" = "${1:-}" ] || [ ! -d "$home" ] || remove_nats_context "$name" "$home"
+  done <"$ASSISTANT_STATE/operators"
+  rm -f "$ASSISTANT_STATE/operators"
 }
 
 write_nats_context() { # <state directory> <user> <home>
@@ -62,7 +79,7 @@ remove_operator_programs() {
 
 remove_operator_context() {
   remove_nats_context root "$(getent passwd root | cut -d : -f 6)"
-  [ "$OPERATOR_UID" -eq 0 ] || remove_nats_context "$OPERATOR" "$OPERATOR_HOME"
+  forget_operators
 }
 
 remove_nats_context() { # <user> <home>

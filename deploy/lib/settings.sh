@@ -224,7 +224,7 @@ mode_settings() { # <mode> <state directory>
 supervisor_settings() { # <mode> <pool> <state directory>
   mode_settings "$1" "$3" | jq --arg mode "$1" --arg root "$ASSISTANT_ROOT" --arg state "$3" --arg pool "$2" \
     --arg images "$ASSISTANT_STATE/images.json" \
-    --arg bin "$ASSISTANT_LIBEXEC" --arg user "$OPERATOR" --argjson uid "$OPERATOR_UID" --arg home "$OPERATOR_HOME" '
+    --arg bin "$ASSISTANT_LIBEXEC" --arg user "$STACK_USER" --argjson uid "$STACK_UID" --arg home "$STACK_HOME" '
     {mode: $mode, tiers_file, allowlist_file: "\($root)/squid/allowlist.txt",
       squid_template: "\($root)/squid/squid.conf.template", images_file: $images,
       state_dir: $state, run_dir: "/run/assistant", pool: $pool,

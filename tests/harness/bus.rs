@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use assistant_proto::event::{EgressDenied, Event};
 use service_kit::task::{OnEnd, Tasks};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
@@ -27,8 +29,16 @@ impl<E: Event + Clone + Debug> Watch<E> {
     /// # Errors
     /// When it cannot be started or does not connect.
     pub async fn watch(tasks: &Tasks) -> anyhow::Result<Self> {
-        let mut child = Command::new("nats")
-            .args(["sub", &format!("{}.>", E::TYPE)])
+        Self::watch_by(tasks, "nats", &["sub", &format!("{}.>", E::TYPE)]).await
+    }
+
+    /// The same by another program that runs it: as another user, say.
+    ///
+    /// # Errors
+    /// As [`Self::watch`].
+    pub async fn watch_by(tasks: &Tasks, program: &str, arguments: &[&str]) -> anyhow::Result<Self> {
+        let mut child = Command::new(program)
+            .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -97,5 +107,15 @@ impl<E: Event + Clone + Debug> Watch<E> {
             let seen: Vec<String> = self.seen().iter().map(|(_, event)| format!("{event:?}")).collect();
             format!("seen: {seen:#?}")
         })
+    }
+}
+
+impl Denials {
+    /// How long after it happened the first one that fits was heard; none where none was, or it does not say when.
+    #[must_use]
+    pub fn late(&self, fits: impl Fn(&EgressDenied) -> bool) -> Option<Duration> {
+        let (heard, event) = self.seen().into_iter().find(|(_, event)| fits(event))?;
+        let happened = OffsetDateTime::parse(&event.observed_at, &Rfc3339).ok()?;
+        (OffsetDateTime::now_utc() - heard.elapsed() - happened).try_into().ok()
     }
 }

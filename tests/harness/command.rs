@@ -1,10 +1,10 @@
 //! Commands, with everything they said.
 
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt, BufReader};
 
 /// How long any one command may take.
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -76,6 +76,40 @@ pub async fn run_within(
         out: String::from_utf8_lossy(&output.stdout).into_owned(),
         err: String::from_utf8_lossy(&output.stderr).into_owned(),
     })
+}
+
+/// Runs a program that a person watches: what it said on standard output, and the longest time it said nothing.
+///
+/// # Errors
+/// When it cannot be started, does not end in time or fails.
+pub async fn run_watched(
+    deadline: Duration,
+    program: &str,
+    arguments: &[&str],
+) -> anyhow::Result<(Vec<String>, Duration)> {
+    let mut child = tokio::process::Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .with_context(|| program.to_owned())?;
+    let mut lines = BufReader::new(child.stdout.take().context("no standard output")?).lines();
+    let (mut said, mut silence, mut last) = (Vec::new(), Duration::ZERO, Instant::now());
+    let watch = async {
+        while let Some(line) = lines.next_line().await? {
+            silence = silence.max(last.elapsed());
+            last = Instant::now();
+            said.push(line);
+        }
+        silence = silence.max(last.elapsed());
+        child.wait().await
+    };
+    let status = tokio::time::timeout(deadline, watch)
+        .await
+        .with_context(|| format!("{program} did not end within {deadline:?}"))??;
+    anyhow::ensure!(status.success(), "{program}: {status}\n{}", said.join("\n"));
+    Ok((said, silence))
 }
 
 /// Runs a command inside a container, as the container's own user.

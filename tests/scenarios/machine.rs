@@ -5,7 +5,7 @@
 use std::io::Write;
 use std::time::Duration;
 
-use assistant_tests::harness::command::{Output, run, run_within};
+use assistant_tests::harness::command::{Output, run, run_watched, run_within};
 use assistant_tests::harness::root;
 
 async fn up(environment: &[(&str, &str)], arguments: &[&str]) -> Output {
@@ -53,6 +53,22 @@ async fn live_without_accounts() {
         return;
     }
     refused(&up(&[], &[]).await, &["live.json"]);
+}
+
+/// A step that says nothing itself is spoken for, whatever its output goes to.
+#[tokio::test]
+async fn never_silent_for_long() {
+    let dir = tempfile::tempdir().unwrap();
+    let all = root().join("deploy/lib/all.sh");
+    let text = r#". "$1"; ui_plan 2 "$2"; step "A long one" long sleep 12; step "A short one" short true"#;
+    let arguments = ["-c", text, "bash", all.to_str().unwrap(), dir.path().to_str().unwrap()];
+    let (said, silence) = run_watched(Duration::from_secs(60), "bash", &arguments).await.unwrap();
+    assert!(silence < Duration::from_secs(10), "silent for {silence:?}: {said:#?}");
+    let has = |part: &str| said.iter().any(|line| line.contains(part));
+    assert!(
+        has("[ 1/2] A long one") && has("        ... ") && has("done in 1") && has("[ 2/2] A short one"),
+        "{said:#?}"
+    );
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ mod brokered;
 mod denied;
 mod models;
 mod neighbours;
+mod newcomer;
 mod operator;
 mod packets;
 mod sandbox;

@@ -6,7 +6,7 @@ use assistant_proto::egress::egress_service_client::EgressServiceClient;
 use assistant_proto::egress::{ShowTraceRequest, VerifyChainRequest};
 use assistant_proto::tier::tier_service_client::TierServiceClient;
 use assistant_proto::tier::{CheckFloorRequest, PlanTiersRequest};
-use assistant_tests::harness::command::run;
+use assistant_tests::harness::command::{run, run_watched};
 use assistant_tests::harness::{TIER, agent, until};
 
 const SERVICES: [(&str, &str); 4] = [
@@ -15,6 +15,9 @@ const SERVICES: [(&str, &str); 4] = [
     ("egress-auditor", "assistant.egress.v1.EgressService"),
     ("channel-bridge", "assistant.channel.v1.ChannelService"),
 ];
+
+/// Of `deploy/up.sh`: its promise.
+const MOST_SILENCE: Duration = Duration::from_secs(10);
 
 #[tokio::test]
 async fn grpcurl_lists_each_service_and_all_are_serving() {
@@ -103,14 +106,8 @@ async fn up_again_restarts_nothing() {
     let before = started().await;
     assert!(before.lines().count() >= 9, "{before}");
     let script = assistant_tests::harness::root().join("deploy/up.sh");
-    let up = assistant_tests::harness::command::run_within(
-        Duration::from_secs(600),
-        script.to_str().unwrap(),
-        &["--drill"],
-        None,
-    )
-    .await
-    .unwrap();
-    assert_eq!(up.status, 0, "{}", up.all());
+    let up = run_watched(Duration::from_secs(600), script.to_str().unwrap(), &["--drill"]).await;
+    let (said, silence) = up.unwrap();
     assert_eq!(started().await, before);
+    assert!(silence < MOST_SILENCE, "silent for {silence:?}: {said:#?}");
 }
