@@ -83,7 +83,7 @@ if [ -z "$pool" ]; then pool=$(jq -r '.pool // empty' "$ASSISTANT_SETTINGS" 2>/d
 pool=${pool:-10.87.0.0/16}
 
 check_preconditions() {
-  local cold=2 holder
+  local cold=2
   if [ "$(running_mode)" = "$other" ]; then
     die "The $other stack is running, and the two are never up at the same time." "Stop it first: deploy/down.sh"
   fi
@@ -92,15 +92,8 @@ check_preconditions() {
   need_space "$CACHE" "$cold" "builds"
   need_space /var/lib/docker $((cold / 2)) "images"
   need_space "$ASSISTANT_STATE" 1 "the stack's own files"
-  # Our own gate may hold it; whoever else does would be taken for NATS by the operator's commands.
-  if ! daemon_running tier-supervisor; then
-    holder=$(ss -Hltnp 'sport = :4222' 2>/dev/null | head -n 1)
-    if [ -n "$holder" ]; then
-      holder=$(sed -n 's/.*users:((\(".*"\),pid=\([0-9]*\).*/ by \1, process \2/p' <<<"$holder")
-      die "Port 4222 of this machine is taken$holder; the stack's NATS is to be reached there." \
-        "Stop that program (ss -ltnp 'sport = :4222' shows it), then run the same command again."
-    fi
-  fi
+  # Our own gates may hold them.
+  daemon_running tier-supervisor || check_ports "$mode"
   echo "mode $mode, operator $STACK_USER, cache $CACHE"
 }
 

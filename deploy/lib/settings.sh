@@ -99,6 +99,26 @@ check_tiers_fields() { # <mode>
     "Its fields are tiers and defaults; what belongs to a tier stands below its name, indented. Then run the same command again."
 }
 
+# The loopback ports that gates of the stack will listen on, a line each with what is to be reached there; those of tiers as
+# far as they can be seen without reading tiers.yaml as tier-supervisor does.
+gate_ports() { # <mode>
+  printf '%s\n' "4222 the stack's NATS" "16686 the stack's traces"
+  sed 's/#.*//' "$(tiers_file "$1")" | grep -oE '(^|[^a-z_])(mcp_)?port:[[:space:]]*[0-9]{4,5}' | sed 's/.*[^0-9]\([0-9]*\)$/\1 a page of a tier/' || true
+}
+
+# Whoever else listens there would be taken for the stack by the operator's commands, or by the browser.
+check_ports() { # <mode>
+  local port what holder taken=
+  while read -r port what; do
+    holder=$(ss -Hltnp "sport = :$port" 2>/dev/null | awk '$4 ~ /^(127\.0\.0\.1|0\.0\.0\.0|\*|\[::\]):/' | head -n 1)
+    [ -n "$holder" ] || continue
+    holder=$(sed -n 's/.*users:((\(".*"\),pid=\([0-9]*\).*/ by \1, process \2/p' <<<"$holder")
+    taken+=$(printf '\n  - port %s of this machine is taken%s; %s is to be reached there' "$port" "$holder" "$what")
+  done < <(gate_ports "$1")
+  [ -z "$taken" ] || die "What the stack needs is in use:$taken" \
+    "Stop that program (ss -ltnp shows all of them), or give the tier another port in $(tiers_file "$1"); then run the same command again."
+}
+
 # Everything that a live stack plainly needs from its owner, said at once.
 check_live() {
   local missing=() file mode

@@ -27,7 +27,10 @@ fn refused(output: &Output, parts: &[&str]) {
 #[tokio::test]
 async fn a_port_that_is_taken() {
     let _held = std::net::TcpListener::bind("127.0.0.1:4222").unwrap();
-    refused(&up(&[], &["--drill"]).await, &["4222", &std::process::id().to_string()]);
+    // A tier's page, which the drill's tiers.yaml has there. Both are said at once.
+    let _page = std::net::TcpListener::bind("127.0.0.1:3001").unwrap();
+    let holder = format!("process {}", std::process::id());
+    refused(&up(&[], &["--drill"]).await, &["port 4222", "port 3001", &holder, "ss -ltnp", "tiers.yaml"]);
 }
 
 #[tokio::test]
