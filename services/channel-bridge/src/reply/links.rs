@@ -147,7 +147,9 @@ fn authority(rest: &str) -> (&str, &str) {
 /// Whether something in a word would be taken for a host: a dot with a label of letters behind it, or four numbers.
 fn names_a_host(word: &str) -> bool {
     let characters: Vec<char> = word.chars().collect();
-    let label = |c: &char| c.is_alphanumeric() || *c == '-' || *c == '_';
+    // Messengers take far more for part of a name than names may have: every symbol beyond ASCII, emoji included, and `~`
+    // (Telegram's TDLib, `is_domain_symbol`).
+    let label = |c: &char| c.is_alphanumeric() || matches!(c, '-' | '_' | '~') || !(c.is_ascii() || is_dot(*c));
     let dots: Vec<usize> = characters
         .iter()
         .enumerate()
@@ -188,13 +190,32 @@ fn is_dot(character: char) -> bool {
     matches!(character, '.' | '\u{2024}' | '\u{3002}' | '\u{ff0e}' | '\u{ff61}')
 }
 
-/// A mail address is no address of a page, as long as it is nothing else.
+/// Longest part of a person's name, and of a host's, in a mail address.
+const MOST_PERSON_PART: usize = 26;
+const MOST_HOST_PART: usize = 30;
+/// Parts of either.
+const MOST_PARTS: usize = 6;
+/// Letters of the last part of a mail address.
+const LAST_PART: std::ops::RangeInclusive<usize> = 2..=8;
+
+/// A mail address is no address of a page, as long as it is nothing else: what Telegram does not take for one, it takes
+/// for a page of the host behind the `@` (TDLib, `find_email_addresses` and `find_urls`). Within its bounds on both sides.
 fn is_mail_address(word: &str) -> bool {
-    let plain = |text: &str| {
-        !text.is_empty()
-            && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b'+'))
+    let plain = |part: &str, most: usize| {
+        (1..=most).contains(&part.len())
+            && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+            && part.bytes().next().is_some_and(|first| first.is_ascii_alphanumeric())
+            && part.bytes().next_back().is_some_and(|last| last.is_ascii_alphanumeric())
     };
-    word.split_once('@').is_some_and(|(person, host)| plain(person) && plain(host) && parse_host(host).is_ok())
+    let Some((person, host)) = word.split_once('@') else { return false };
+    let Some((host, last)) = host.rsplit_once('.') else { return false };
+    let person: Vec<&str> = person.split(['.', '+']).collect();
+    let host: Vec<&str> = host.split('.').collect();
+    person.len().max(host.len()) <= MOST_PARTS
+        && person.iter().all(|part| plain(part, MOST_PERSON_PART))
+        && host.iter().all(|part| plain(part, MOST_HOST_PART))
+        && LAST_PART.contains(&last.len())
+        && last.bytes().all(|byte| byte.is_ascii_alphabetic())
 }
 
 /// An address one can read and not follow.

@@ -63,6 +63,7 @@ fn only_reachable_addresses_stay_links() {
         "ok.example/path",
         "\"ok.example\"",
         "anna@elsewhere.example",
+        "anna.b+list@mail.else-where.example",
         "1.5 3.14 v1.2.3 e.g. U.S.A. 12:30 a/b",
     ] {
         assert_eq!(html(live), escape(live), "{live}");
@@ -91,6 +92,17 @@ fn only_reachable_addresses_stay_links() {
         ("10.0.0.1", "<code>10.0.0.1</code>"),
         ("\u{43f}\u{440}.\u{440}\u{444}", "<code>\u{43f}\u{440}.\u{440}\u{444}</code>"),
         ("anna@evil.example/x", "<code>anna@evil.example/x</code>"),
+        ("anna@secret.evil.photography", "<code>anna@secret.evil.photography</code>"),
+        (
+            "anna@abcdefghijklmnopqrstuvwxyz012345.evil.example",
+            "<code>anna@abcdefghijklmnopqrstuvwxyz012345.evil.example</code>",
+        ),
+        ("abcdefghijklmnopqrstuvwxyz0@evil.example", "<code>abcdefghijklmnopqrstuvwxyz0@evil.example</code>"),
+        ("a.b.c.d.e.f.g@evil.example", "<code>a.b.c.d.e.f.g@evil.example</code>"),
+        ("a@b.c.d.e.f.g.h.example", "<code>a@b.c.d.e.f.g.h.example</code>"),
+        ("\u{1f44d}.ws/x", "<code>\u{1f44d}.ws/x</code>"),
+        ("secret.\u{1f44d}.ws/x", "<code>secret.\u{1f44d}.ws/x</code>"),
+        ("secret~.ws/x", "<code>secret~.ws/x</code>"),
         ("@durov", "<code>@durov</code>"),
         ("/@durov", "<code>/@durov</code>"),
         ("[ok.example](https://evil.example/y)", "ok.example (<code>hxxps://evil[.]example/\u{2026}</code>)"),
