@@ -16,7 +16,7 @@ use bytes::Bytes;
 use futures::future::{Either, select};
 use http_body_util::Empty;
 use hyper::client::conn::http1;
-use hyper::header::{CONNECTION, HOST};
+use hyper::header::{CONNECTION, HOST, HeaderValue, InvalidHeaderValue};
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
@@ -146,6 +146,20 @@ impl Gateway {
     #[must_use]
     pub fn new(address: SocketAddrV4, token: Zeroizing<String>) -> Self {
         Self { address, token: Arc::new(token) }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub(crate) fn address(&self) -> SocketAddrV4 {
+        self.address
+    }
+
+    /// What opens it, for a header.
+    pub(crate) fn bearer(&self) -> Result<HeaderValue, InvalidHeaderValue> {
+        let bearer = Zeroizing::new(format!("Bearer {}", self.token.as_str()));
+        let mut bearer = HeaderValue::from_str(&bearer)?;
+        bearer.set_sensitive(true);
+        Ok(bearer)
     }
 
     /// Asks `GET /health`, the one path without a token.

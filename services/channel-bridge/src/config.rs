@@ -44,6 +44,19 @@ impl ServiceConfig for Config {
                 ));
             }
         }
+        let mut sockets = BTreeSet::new();
+        for (index, tier) in config.tiers.iter().enumerate() {
+            let Some(socket) = &tier.dashboard_socket else { continue };
+            if !socket.is_absolute() {
+                problems.push(format!("tiers[{index}].dashboard_socket: not an absolute path; give one"));
+            }
+            if !sockets.insert(socket) {
+                problems.push(format!("tiers[{index}].dashboard_socket: another tier has the same; give each its own"));
+            }
+        }
+        if config.dashboard_files.as_ref().is_some_and(|files| files.is_relative()) {
+            problems.push("dashboard_files: not an absolute path; give one".to_owned());
+        }
         let mut bots = BTreeSet::new();
         for (index, bot) in config.telegram.iter().enumerate() {
             if !bots.insert(&bot.name) {
@@ -168,6 +181,9 @@ mod tests {
             c["tiers"].as_array_mut().unwrap().push(tier);
         });
         assert_eq!(twice.len(), 2, "{twice:?}");
+        assert!(problems(|c| c["dashboard_files"] = json!("x"))[0].starts_with("dashboard_files"));
+        let socket = |path: &'static str| problems(move |c| c["tiers"][0]["dashboard_socket"] = json!(path));
+        assert!(socket("x")[0].starts_with("tiers[0].dashboard_socket") && socket("/x").is_empty());
         for (field, value, expected) in [
             ("name", json!("a.b"), "telegram[0].name"),
             ("api_url", json!("http://api.telegram.org"), "telegram[0].api_url"),

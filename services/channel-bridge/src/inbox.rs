@@ -16,6 +16,7 @@ use service_kit::task::{OnEnd, Tasks};
 use tokio::sync::watch;
 
 use crate::attendant::Attendants;
+use crate::dashboard::history::History;
 use crate::envelope::{Outcome, Person, Update};
 use crate::post::Post;
 use crate::record::{RecordError, Records, TurnRecord};
@@ -57,6 +58,7 @@ struct Inner {
     post: Arc<dyn Post>,
     records: Records,
     registry: Registry,
+    history: History,
     tasks: Tasks,
     shutdown: Shutdown,
     /// Fair: waiting turns get their tier in the order they came.
@@ -67,7 +69,7 @@ struct Inner {
 impl Inbox {
     /// An inbox that spawns its turns on `tasks`.
     #[must_use]
-    pub fn new(runner: Runner, attendants: Attendants, tasks: Tasks, shutdown: Shutdown) -> Self {
+    pub fn new(runner: Runner, attendants: Attendants, history: History, tasks: Tasks, shutdown: Shutdown) -> Self {
         Self {
             inner: Arc::new(Inner {
                 post: Arc::clone(&runner.post),
@@ -75,6 +77,7 @@ impl Inbox {
                 registry: runner.registry.clone(),
                 runner,
                 attendants,
+                history,
                 tasks,
                 shutdown,
                 tiers: Mutex::default(),
@@ -136,6 +139,7 @@ impl Inner {
     async fn process(&self, received: &ChannelReceived) -> Result<(), InboxError> {
         let tier = Arc::clone(lock(&self.tiers).entry(received.tier.clone()).or_default());
         let draining = self.shutdown.draining();
+        self.history.asked(received).await;
         if tier.try_lock().is_err() {
             self.registry.say(&received.turn, &Update::Queued);
         }
@@ -160,6 +164,7 @@ impl Inner {
             // Unreadable is not the same as unknown: without the record nobody knows whether it was prompted.
             Err(error) => not_attempted(error.into(), UNKNOWN_ATTEMPT),
         };
+        self.history.answered(received, &outcome).await;
         // After it is kept: a turn whose end was told is not begun again.
         if let Some(End { attempt, took }) = end {
             self.runner.end(received, attempt, &outcome, took);

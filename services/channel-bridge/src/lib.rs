@@ -2,9 +2,9 @@
 //! them, relays what an agent asks a person, and sends the reply once.
 //!
 //! Owned here: inbox and outbox (on JetStream), the conversation with each tier's ZeroClaw over `/acp`, the dialogue of
-//! approvals, the messengers' accounts and the way out to them, the terminal channel with its gRPC and its client. Not
-//! here: what an agent may reach (secret-broker), what
-//! it tried (egress-auditor), whether it runs (tier-supervisor). An agent never sees a credential of a channel, and
+//! approvals, the messengers' accounts and the way out to them, the terminal channel with its gRPC and its client, the
+//! tiers' dashboards. Not here: what an agent may reach (secret-broker), what it tried (egress-auditor), whether it runs
+//! (tier-supervisor). An agent never sees a credential of a channel, and
 //! nothing an agent says reaches a person before it was made harmless.
 
 pub mod acp;
@@ -14,6 +14,7 @@ pub mod channels;
 pub mod chat;
 pub mod config;
 pub mod control;
+pub mod dashboard;
 pub mod delivery;
 pub mod egress;
 pub mod envelope;

@@ -1,7 +1,8 @@
 //! Sends committed replies, once.
 //!
-//! For the terminal, sending means handing the outcome to whoever watches the turn. Nobody there is no reason to keep
-//! it: a terminal that is gone does not come back, and the same idempotency key fetches the outcome from the record.
+//! For the terminal and the dashboards, sending means handing the outcome to whoever watches the turn. Nobody there is no
+//! reason to keep it: a terminal that is gone does not come back, and the same idempotency key fetches the outcome from the
+//! record; a dashboard has its history.
 //! For a messenger it means making the plan of the reply and keeping it: from then on `delivery` has it, and the outbox,
 //! which has one lane per tier, goes on.
 
@@ -13,6 +14,7 @@ use assistant_proto::name::TierName;
 use service_kit::clock;
 
 use crate::channels::{Channel, terminal};
+use crate::dashboard;
 use crate::delivery::Delivery;
 use crate::envelope::{Outcome, Update};
 use crate::post::{Notice, Post};
@@ -45,7 +47,7 @@ impl Outbox {
         if let Some((channel, _)) = self.delivery.channels().find(&replied.channel, &replied.conversation) {
             return self.hand_over(&*channel, &replied).await;
         }
-        if replied.channel != terminal::KIND {
+        if replied.channel != terminal::KIND && replied.channel != dashboard::KIND {
             tracing::error!(channel = replied.channel, turn = %replied.turn, "a reply for a channel this bridge does not have is dropped");
             return Ok(());
         }

@@ -156,6 +156,19 @@ impl Records {
         write(&self.sessions, &sessions).await
     }
 
+    /// Forgets the agent's session of a conversation: the next message begins another.
+    ///
+    /// # Errors
+    /// When it cannot be written; then the old one stays.
+    pub async fn forget_session(&self, conversation: &Conversation) -> Result<(), RecordError> {
+        let _writing = self.writing.lock().await;
+        let mut sessions: BTreeMap<String, KnownSession> = read(&self.sessions).await?.unwrap_or_default();
+        if sessions.remove(&name(conversation)).is_none() {
+            return Ok(());
+        }
+        write(&self.sessions, &sessions).await
+    }
+
     /// Whether a message of an account was taken before.
     ///
     /// # Errors
@@ -298,6 +311,11 @@ mod tests {
         assert_eq!(records.session(&conversation("a")).await.unwrap().as_deref(), Some("s3"));
         assert_eq!(records.session(&conversation("b")).await.unwrap().as_deref(), Some("s2"));
         assert_eq!(records.session(&conversation("c")).await.unwrap(), None);
+        for _ in 0..2 {
+            records.forget_session(&conversation("b")).await.unwrap();
+        }
+        assert_eq!(records.session(&conversation("b")).await.unwrap(), None);
+        assert!(records.session(&conversation("a")).await.unwrap().is_some());
         assert!(!dir.path().join("turns").join("half.tmp").exists());
         records.forget(SystemTime::now() + KEEP_TURNS + Duration::from_secs(60)).await.unwrap();
         assert_eq!(records.turn(&turn).await.unwrap(), None);

@@ -64,6 +64,18 @@ impl Registry {
         self.add(turn, person, trace_id, true)
     }
 
+    /// Watches every turn of a person that waits or runs, from now on.
+    #[must_use]
+    pub fn join(&self, person: &Person) -> Vec<mpsc::Receiver<Update>> {
+        let mut joined = Vec::new();
+        for live in self.lock().values_mut().filter(|live| live.person == *person) {
+            let (updates, receiver) = mpsc::channel(QUEUE);
+            live.watchers.push(Watcher { updates, attendant: false });
+            joined.push(receiver);
+        }
+        joined
+    }
+
     fn add(&self, turn: &TurnId, person: &Person, trace_id: &str, attendant: bool) -> mpsc::Receiver<Update> {
         let (updates, receiver) = mpsc::channel(QUEUE);
         let mut live = self.lock();
@@ -206,6 +218,21 @@ mod tests {
             assert!(receiver.recv().await.unwrap().is_last());
             assert_eq!(receiver.recv().await, None);
         }
+    }
+
+    #[tokio::test]
+    async fn who_comes_later_joins_their_own_turns() {
+        let registry = Registry::default();
+        let (mine, theirs) = (TurnId::generate(), TurnId::generate());
+        let _theirs = registry.watch(&theirs, &person("b"), "t");
+        assert!(registry.join(&person("a")).is_empty());
+        let _stop = registry.take_up(&mine, &person("a"), "t");
+        let mut joined = registry.join(&person("a"));
+        assert_eq!(joined.len(), 1);
+        registry.say(&mine, &Update::Queued);
+        registry.say(&theirs, &Update::Text("x".to_owned()));
+        assert_eq!(joined[0].recv().await, Some(Update::Queued));
+        assert!(joined[0].try_recv().is_err());
     }
 
     #[tokio::test]

@@ -1,6 +1,7 @@
 //! Puts the parts together and runs them.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,10 +20,13 @@ use crate::acp::Gateway;
 use crate::approvals::desk::Desk;
 use crate::attendant::Attendants;
 use crate::channels::telegram::{self, Telegram};
-use crate::channels::terminal::Terminal;
+use crate::channels::terminal::{self, Terminal};
 use crate::channels::{Channel, Channels, Pace, Statuses};
 use crate::config::Config;
 use crate::control::Control;
+use crate::dashboard::files::Files;
+use crate::dashboard::history::History;
+use crate::dashboard::{self, Dashboard};
 use crate::delivery::Delivery;
 use crate::egress;
 use crate::inbox::Inbox;
@@ -46,6 +50,7 @@ pub struct ChannelBridge {
     outbox: Outbox,
     intake: Intake,
     statuses: Statuses,
+    dashboards: Vec<Dashboard>,
     /// Replies that the process before did not get rid of.
     left: Vec<Outgoing>,
 }
@@ -67,7 +72,9 @@ impl ChannelBridge {
         let channels = messengers(&config, cx, pace, &statuses)?;
         let mut gateways = BTreeMap::new();
         let mut reach = BTreeMap::new();
+        let mut sockets = Vec::new();
         for tier in config.tiers {
+            sockets.extend(tier.dashboard_socket.map(|socket| (tier.name.clone(), socket)));
             let token = read_secret(&tier.gateway_token_file)
                 .with_context(|| format!("the gateway token of tier {} cannot be used", tier.name))?;
             // A pattern that is none was a problem of the configuration; here it opens nothing.
@@ -115,7 +122,9 @@ impl ChannelBridge {
             approval_timeout: timeout,
             ignored: intake::Parts::nobody_ignored(),
         });
+        let history = History::new(&config.state_dir);
         let terminal = Terminal {
+            kind: terminal::KIND,
             gateways,
             post: Arc::clone(&post),
             records: records.clone(),
@@ -123,12 +132,17 @@ impl ChannelBridge {
             desk,
             shutdown: cx.shutdown.clone(),
         };
+        let dashboards = match &config.dashboard_files {
+            Some(files) => dashboards(cx, files, sockets, &terminal, &history, &reach)?,
+            None => Vec::new(),
+        };
         Ok(Self {
             terminal: Arc::new(terminal),
-            inbox: Inbox::new(runner, attendants, cx.tasks.clone(), cx.shutdown.clone()),
+            inbox: Inbox::new(runner, attendants, history, cx.tasks.clone(), cx.shutdown.clone()),
             outbox: Outbox { post, records, registry, delivery, reach },
             intake,
             statuses,
+            dashboards,
             left,
         })
     }
@@ -145,6 +159,13 @@ impl ChannelBridge {
             let (channel, intake, stop) = (Arc::clone(channel), self.intake.clone(), cx.shutdown.draining());
             let name = format!("{} {}", channel.capabilities().kind, channel.account());
             cx.tasks.spawn_restarting(name, move || Arc::clone(&channel).run(intake.clone(), stop.clone()));
+        }
+    }
+
+    /// Serves the dashboards.
+    pub fn start_dashboards(&mut self, cx: &Context) {
+        for dashboard in self.dashboards.drain(..) {
+            dashboard.spawn(cx);
         }
     }
 
@@ -189,6 +210,7 @@ impl Service for ChannelBridge {
 
     async fn start(mut self, cx: &Context) -> anyhow::Result<()> {
         self.start_messengers(cx);
+        self.start_dashboards(cx);
         let (bus, inbox) = (cx.bus.clone(), self.inbox);
         cx.tasks.spawn_restarting("inbox", move || {
             let (bus, inbox) = (bus.clone(), inbox.clone());
@@ -225,6 +247,43 @@ impl Service for ChannelBridge {
         });
         Ok(())
     }
+}
+
+/// The dashboards, their sockets bound.
+fn dashboards(
+    cx: &Context,
+    files: &Path,
+    sockets: Vec<(TierName, PathBuf)>,
+    terminal: &Terminal,
+    history: &History,
+    reach: &BTreeMap<TierName, Reach>,
+) -> anyhow::Result<Vec<Dashboard>> {
+    let files = Arc::new(Files::load(files).context("the dashboard's files cannot be used")?);
+    let mut dashboards = Vec::new();
+    for (tier, socket) in sockets {
+        let Some(gateway) = terminal.gateways.get(&tier).cloned() else { continue };
+        let terminal = Terminal {
+            kind: dashboard::KIND,
+            gateways: BTreeMap::from([(tier.clone(), gateway.clone())]),
+            post: Arc::clone(&terminal.post),
+            records: terminal.records.clone(),
+            registry: terminal.registry.clone(),
+            desk: terminal.desk.clone(),
+            shutdown: terminal.shutdown.clone(),
+        };
+        let parts = dashboard::Parts {
+            reach: reach.get(&tier).cloned().unwrap_or_default(),
+            tier,
+            files: Arc::clone(&files),
+            gateway,
+            terminal: Arc::new(terminal),
+            history: history.clone(),
+            tasks: cx.tasks.clone(),
+            shutdown: cx.shutdown.clone(),
+        };
+        dashboards.push(Dashboard::bind(&socket, parts)?);
+    }
+    Ok(dashboards)
 }
 
 /// The accounts of the configuration.

@@ -62,7 +62,7 @@ impl Code {
     }
 
     /// Whether it is the same, in a time that says nothing about where it differs.
-    pub(super) fn matches(&self, other: &Self) -> bool {
+    pub(crate) fn matches(&self, other: &Self) -> bool {
         verify_slices_are_equal(&self.0, &other.0).is_ok()
     }
 }

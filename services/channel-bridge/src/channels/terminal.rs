@@ -1,7 +1,8 @@
-//! The terminal channel: whoever can open the control socket is the operator, and writes as the sender `terminal`.
+//! The terminal channel: whoever can open the control socket is the operator, and writes as the sender `terminal`. The
+//! dashboards are the same for whoever has logged in at the gate, with a kind and a sender of their own.
 //!
 //! Owned here: taking a message in (checks, root span, commit) and the stream of updates a client watches. Not here:
-//! protobuf (`control`), the turn itself (`inbox`, `turn`). A message counts as accepted once it is committed; only then
+//! protobuf (`control`), a dashboard's frames (`dashboard`), the turn itself (`inbox`, `turn`). A message counts as accepted once it is committed; only then
 //! does the client hear anything.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -29,8 +30,6 @@ use crate::route::{self, Route, RouteError};
 
 /// Channel kind.
 pub const KIND: &str = "terminal";
-/// Everybody on this channel.
-pub const SENDER: &str = "terminal";
 /// The conversation of a message that names none.
 pub const DEFAULT_CONVERSATION: &str = "terminal";
 
@@ -106,6 +105,12 @@ impl Updates {
         Some(update.ok_or(CutOff))
     }
 
+    /// Those of a turn that is under way.
+    #[must_use]
+    pub fn watched(updates: mpsc::Receiver<Update>) -> Self {
+        Self { first: VecDeque::new(), rest: Some(updates) }
+    }
+
     fn only(updates: impl IntoIterator<Item = Update>) -> Self {
         Self { first: updates.into_iter().collect(), rest: None }
     }
@@ -114,6 +119,8 @@ impl Updates {
 /// The channel.
 #[derive(Debug)]
 pub struct Terminal {
+    /// Channel kind, and the sender on it: everybody there is the operator.
+    pub kind: &'static str,
     /// The agents.
     pub gateways: BTreeMap<TierName, Gateway>,
     /// The bus.
@@ -138,8 +145,8 @@ impl Terminal {
         route::usable_text(&message.text)?;
         let name = route::conversation(&message.conversation, DEFAULT_CONVERSATION)?;
         let key = route::key(&message.key)?;
-        let person =
-            Person { conversation: Conversation { tier, channel: KIND.to_owned(), name }, sender: SENDER.to_owned() };
+        let conversation = Conversation { tier, channel: self.kind.to_owned(), name };
+        let person = Person { conversation, sender: self.kind.to_owned() };
         match route::classify(&message.text) {
             Route::Answer(answer) => Ok(answered(self.desk.answer(&person, &answer))),
             Route::BareAnswer if self.desk.has_open(&person) => Ok(Updates::only([Update::refused(
@@ -191,7 +198,7 @@ impl Terminal {
                 otel.kind = "server",
                 tier = %tier,
                 turn = %turn,
-                channel = KIND,
+                channel = self.kind,
                 conversation = person.conversation.name,
             ),
         };
@@ -231,7 +238,7 @@ impl Terminal {
         let received = ChannelReceived {
             tier: person.conversation.tier.clone(),
             turn,
-            channel: KIND.to_owned(),
+            channel: self.kind.to_owned(),
             conversation: person.conversation.name.clone(),
             sender: person.sender.clone(),
             text,

@@ -1,4 +1,4 @@
-//! A double of ZeroClaw's gateway: `GET /health` and `/acp` as zeroclaw-gateway 0.8.7 serves them, with an agent that
+//! A double of ZeroClaw's gateway: `GET /health`, `/acp` and, as told, `/api` as zeroclaw-gateway 0.8.7 serves them, with an agent that
 //! does what the prompt says. It checks token, agent and subprotocol, and keeps sessions beyond a connection as
 //! ZeroClaw's store does. It stands for the peer only; nothing of the bridge is replaced by it.
 
@@ -26,6 +26,10 @@ pub(crate) struct AgentDouble {
     /// `[session, text]` of every prompt, in order.
     pub(crate) prompts: Arc<Mutex<Vec<(String, String)>>>,
     pub(crate) sessions: Arc<Mutex<BTreeSet<String>>>,
+    /// What `/api` answers, to the byte; nothing for what is not told.
+    pub(crate) api: Arc<Mutex<Vec<u8>>>,
+    /// The heads of requests to anything but `/health` and `/acp`.
+    pub(crate) asked: Arc<Mutex<Vec<String>>>,
     accepting: JoinHandle<()>,
 }
 
@@ -39,6 +43,8 @@ impl Drop for AgentDouble {
 struct Shared {
     prompts: Arc<Mutex<Vec<(String, String)>>>,
     sessions: Arc<Mutex<BTreeSet<String>>>,
+    api: Arc<Mutex<Vec<u8>>>,
+    asked: Arc<Mutex<Vec<String>>>,
     journal: Journal,
 }
 
@@ -46,8 +52,15 @@ impl AgentDouble {
     pub(crate) async fn start(journal: Journal) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let SocketAddr::V4(address) = listener.local_addr().unwrap() else { panic!("not IPv4") };
-        let shared = Shared { prompts: Arc::default(), sessions: Arc::default(), journal };
+        let shared = Shared {
+            prompts: Arc::default(),
+            sessions: Arc::default(),
+            api: Arc::default(),
+            asked: Arc::default(),
+            journal,
+        };
         let (prompts, sessions) = (Arc::clone(&shared.prompts), Arc::clone(&shared.sessions));
+        let (api, asked) = (Arc::clone(&shared.api), Arc::clone(&shared.asked));
         let accepting = tokio::spawn(async move {
             // Connections die with the double: dropping the set aborts them.
             let mut connections = tokio::task::JoinSet::new();
@@ -55,7 +68,7 @@ impl AgentDouble {
                 connections.spawn(serve(stream, shared.clone()));
             }
         });
-        Self { address, prompts, sessions, accepting }
+        Self { address, prompts, sessions, api, asked, accepting }
     }
 
     pub(crate) fn texts(&self) -> Vec<String> {
@@ -70,6 +83,9 @@ async fn serve(mut stream: TcpStream, shared: Shared) {
         let _read = stream.read(&mut request).await;
         let _written = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
         return;
+    }
+    if !start.starts_with(b"GET /acp") {
+        return answer_api(stream, &shared).await;
     }
     #[allow(clippy::result_large_err, reason = "the signature is tungstenite's")]
     let check = |request: &Request, mut response: Response| -> Result<Response, ErrorResponse> {
@@ -95,6 +111,20 @@ async fn serve(mut stream: TcpStream, shared: Shared) {
             return;
         }
     }
+}
+
+/// Answers as it was told, whatever was asked.
+async fn answer_api(mut stream: TcpStream, shared: &Shared) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") && head.len() < 16_384 {
+        match stream.read_u8().await {
+            Ok(byte) => head.push(byte),
+            Err(_) => return,
+        }
+    }
+    shared.asked.lock().unwrap().push(String::from_utf8(head).unwrap());
+    let answer = shared.api.lock().unwrap().clone();
+    let _written = stream.write_all(&answer).await;
 }
 
 struct Agent {

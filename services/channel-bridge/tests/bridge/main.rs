@@ -6,6 +6,7 @@
 mod agent_double;
 mod approvals;
 mod chat;
+mod dashboard;
 mod delivery;
 mod lease;
 mod live_bus;

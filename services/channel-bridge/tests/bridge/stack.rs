@@ -52,6 +52,7 @@ async fn assemble_with(
     let token = dir.join("token");
     std::fs::write(&token, TOKEN).unwrap();
     std::fs::set_permissions(&token, PermissionsExt::from_mode(0o600)).unwrap();
+    let files = dir.join("dashboard-files");
     let config: Config = serde_json::from_value(json!({
         "common": {
             "mode": "drill",
@@ -59,14 +60,17 @@ async fn assemble_with(
             "telemetry": {"otlp_endpoint": null, "log_filter": "info"},
             "control_socket": "/none"
         },
-        "tiers": [{"name": "tasks", "gateway": agent, "gateway_token_file": token, "reachable": []}],
+        "tiers": [{"name": "tasks", "gateway": agent, "gateway_token_file": token, "reachable": [],
+            "dashboard_socket": dir.join("tasks.sock")}],
         "state_dir": dir.join("state"),
         "acknowledgers": ["secret-broker", "egress-auditor"],
         "approval_timeout_secs": approval_secs,
         "egress": null,
-        "telegram": []
+        "telegram": [],
+        "dashboard_files": files.is_dir().then_some(&files)
     }))
     .unwrap();
+    // A dashboard is served where a test has put the files of one.
     let cx = Context::detached();
     let bus: Arc<dyn channel_bridge::post::Post> = post.clone();
     let bridge = ChannelBridge::assemble(config, &cx, bus, patience, Pace::default()).await.unwrap();
@@ -87,7 +91,24 @@ impl Stack {
     }
 
     async fn with(secs: u32, patience: Patience) -> Self {
+        Self::within(tempfile::tempdir().unwrap(), secs, patience).await
+    }
+
+    /// One that serves the tier's dashboard.
+    pub(crate) async fn with_dashboard(secs: u32) -> Self {
         let dir = tempfile::tempdir().unwrap();
+        crate::dashboard::browser::write_files(&dir.path().join("dashboard-files"));
+        let mut stack = Self::within(dir, secs, patience()).await;
+        stack.bridge.start_dashboards(&stack.cx);
+        stack
+    }
+
+    /// The socket of the dashboard.
+    pub(crate) fn socket(&self) -> std::path::PathBuf {
+        self.dir.path().join("tasks.sock")
+    }
+
+    async fn within(dir: tempfile::TempDir, secs: u32, patience: Patience) -> Self {
         let journal: Journal = Arc::new(Mutex::default());
         let agent = AgentDouble::start(Arc::clone(&journal)).await;
         let post = Arc::new(MemoryPost::new(Arc::clone(&journal)));
