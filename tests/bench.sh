@@ -17,5 +17,5 @@ find_operator
 check_machine
 [ "$(running_mode)" = drill ] || die "The drill is not up, and nothing else is measured." "Run deploy/up.sh --drill first."
 cd "$ASSISTANT_ROOT"
-with_cargo CARGO_TARGET_DIR="$RUST_TARGET" -- build --profile ci --locked -p assistant-tests --features system --bin drill-bench
+with_cargo CARGO_TARGET_DIR="$RUST_TARGET" -- build --profile ci --locked --workspace --features assistant-tests/system --bin drill-bench
 exec "$RUST_TARGET/ci/drill-bench" "$@"

@@ -266,7 +266,7 @@ stage_unit() {
 }
 
 run_kernel_tests() {
-  workspace_cargo test --profile ci --locked -p tier-supervisor --test kernel --no-run \
+  workspace_cargo test --profile ci --locked --workspace --test kernel --no-run \
     --message-format json-render-diagnostics >"$work/messages"
   (cd services/tier-supervisor && "$(sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' "$work/messages" | tail -n 1)")
 }
@@ -310,7 +310,9 @@ leftovers() {
 
 # The test programs are built by the operator and run as root: they look into namespaces and /proc of the containers.
 build_scenarios() {
-  workspace_cargo test --profile ci --locked -p assistant-tests --features system --test '*' --no-run \
+  # Of the whole workspace: one crate alone would have other features of its dependencies, and they be compiled again.
+  workspace_cargo test --profile ci --locked --workspace --features assistant-tests/system \
+    --test system --test machine --test images --test soak --no-run \
     --message-format json-render-diagnostics >"$work/messages"
   jq -r 'select(.reason == "compiler-artifact" and .profile.test and .executable != null) | "\(.target.name) \(.executable)"' \
     "$work/messages" >"$work/scenarios"
