@@ -17,7 +17,7 @@ image_table() {
   cat <<TABLE
 secret-broker plain stage_service $ours 8701:8700 var/lib/assistant
 egress-auditor plain stage_service $ours 8702:8700 var/lib/assistant
-channel-bridge plain stage_service $ours 8703:8700 var/lib/assistant
+channel-bridge plain stage_channel_bridge $ours 8703:8700 var/lib/assistant
 squid squid stage_squid $ours 8704:8700 var/log/squid,var/spool/squid
 nats plain stage_nats $NATS_SERVER_VERSION 8705:8700 var/lib/assistant
 jaeger plain stage_jaeger $JAEGER_VERSION 8706:8700 var/lib/assistant
@@ -54,6 +54,12 @@ put() { # <file> <target>
 }
 
 stage_service() { put "$RUST_BIN/$2" "$1/bin/$2"; }
+stage_channel_bridge() {
+  stage_service "$1" "$2"
+  build_zeroclaw_dashboard
+  cp -R "$TOOLS/$(tool_zeroclaw_dashboard)/dashboard" "$1/dashboard"
+  chmod -R u=rwX,go=rX "$1/dashboard"
+}
 stage_nats() { put "$TOOLS/$(tool_nats_server)/bin/nats-server" "$1/bin/nats-server"; }
 stage_jaeger() { put "$TOOLS/$(tool_jaeger)/bin/jaeger" "$1/bin/jaeger"; }
 stage_otelcol() { put "$TOOLS/$(tool_otelcol)/bin/otel-collector" "$1/bin/otel-collector"; }
@@ -105,7 +111,7 @@ build_image() { # <name> <flavour> <stage function> <version> <user> <directorie
   local name=$1 base context tag recipe=$1
   build_base "$2"
   base=$(base_image "$2")
-  case $name in secret-broker | egress-auditor | channel-bridge) recipe=service ;; esac
+  case $name in secret-broker | egress-auditor) recipe=service ;; esac
   context=$(mktemp -d "$CACHE/context.XXXXXX")
   # shellcheck disable=SC2064
   trap "rm -rf '$context' '$context.site'" EXIT

@@ -40,6 +40,7 @@ tool_zeroclaw() {
   printf 'zeroclaw-%s-%s' "$ZEROCLAW_VERSION" \
     "$(printf '%s' "$ZEROCLAW_VERSION|$ZEROCLAW_FEATURES|$(rust_version)|dev-nodebug" | short_hash)"
 }
+tool_zeroclaw_dashboard() { printf 'zeroclaw-dashboard-%s-%.12s' "$ZEROCLAW_VERSION" "$ZEROCLAW_DASHBOARD_SHA256"; }
 # Of the distribution, and never installed: its package would start a registry for everyone.
 tool_docker_registry() { printf 'docker-registry-%s' "$MACHINE_CODENAME"; }
 tool_prometheus() { printf 'prometheus-%s' "$MACHINE_CODENAME"; }
@@ -62,6 +63,7 @@ build_docker_registry() { build_once "$(tool_docker_registry)" unpack_docker_reg
 build_prometheus() { build_once "$(tool_prometheus)" unpack_prometheus; }
 build_cargo_deny() { build_once "$(tool_cargo_deny)" compile_cargo_deny; }
 build_zeroclaw() { build_once "$(tool_zeroclaw)" compile_zeroclaw; }
+build_zeroclaw_dashboard() { build_once "$(tool_zeroclaw_dashboard)" gather_zeroclaw_dashboard; }
 build_litellm() { build_once "$(tool_litellm)" gather_litellm; }
 build_mcp_amazing_marvin() { build_once "$(tool_mcp_amazing_marvin)" gather_mcp_amazing_marvin; }
 
@@ -101,6 +103,29 @@ compile_zeroclaw() { # <directory>
     install zeroclaw --version "$ZEROCLAW_VERSION" --locked --ignore-rust-version --no-default-features \
     --features "$ZEROCLAW_FEATURES" --debug --root "$1"
   rm -rf "$CACHE/zeroclaw-target"
+}
+
+# The page, which a browser runs: out of the published crate, and exactly the one that was reviewed.
+gather_zeroclaw_dashboard() { # <directory>
+  local home source=
+  # To say what a crate is, cargo fetches that one and checks it against the registry's index.
+  with_cargo -- info --quiet "zeroclaw@$ZEROCLAW_VERSION" >/dev/null
+  for home in "${CARGO_HOME:-$OPERATOR_HOME/.cargo}" "$CACHE/cargo-home"; do
+    for source in "$home"/registry/src/*/"zeroclaw-$ZEROCLAW_VERSION/web/dist"; do
+      [ ! -f "$source/index.html" ] || break 2
+    done
+  done
+  [ -f "$source/index.html" ] ||
+    die "cargo did not unpack the crate zeroclaw $ZEROCLAW_VERSION where it is looked for." "Look into ${CARGO_HOME:-$OPERATOR_HOME/.cargo}/registry/src, then run the same command again."
+  as_operator cp -R "$source" "$1/dashboard"
+  [ "$(files_sha256 "$1/dashboard")" = "$ZEROCLAW_DASHBOARD_SHA256" ] ||
+    die "ZeroClaw's dashboard is not the one that was reviewed: its files have another checksum." \
+      "Remove ${source%/web/dist} and run the same command again; if this comes back, somebody changed what is published."
+}
+
+# Over names and contents; modes and times are whoever unpacked it's.
+files_sha256() { # <directory>
+  (cd "$1" && find . -type f -print0 | LC_ALL=C sort -z | xargs -0 -r sha256sum | sha256sum | cut -d ' ' -f 1)
 }
 
 compile_cargo_deny() { # <directory>

@@ -4,6 +4,8 @@
 ZEROCLAW_VERSION=0.8.7
 # acp, gateway and the agent loop only: messengers are channel-bridge's work, so the agent is built without them.
 ZEROCLAW_FEATURES=agent-runtime,gateway,channel-webhook,schema-export
+# Over the files of its dashboard (web/dist of the published crate), as gather_zeroclaw_dashboard counts it.
+ZEROCLAW_DASHBOARD_SHA256=cc4e01f3945d45eba6251ab90cc22e566b2472d8ae21f02e019438305f177e93
 
 NATS_SERVER_VERSION=v2.15.2
 NATS_CLI_VERSION=v0.5.1
