@@ -8,6 +8,7 @@ mod denied;
 mod request;
 mod series;
 mod stack;
+mod turn;
 mod up_times;
 
 use std::collections::BTreeMap;
@@ -66,6 +67,7 @@ struct Figures {
     direct_first: Series,
     direct_end: Series,
     at_once_end: Series,
+    turn_parts: turn::Figures,
     denied: [Series; 4],
     load: Vec<String>,
     /// For one request, by part: to the task service, to the model.
@@ -101,6 +103,7 @@ async fn bench(arguments: &Arguments) -> anyhow::Result<String> {
         measure_routes(&to_task_service, &mut figures.task_service, arguments, round).await?;
         measure_routes(&to_model, &mut figures.model, arguments, round).await?;
         measure_turns(&stack, &bridge, &mut figures, arguments.turns).await?;
+        turn::measure(&mut figures.turn_parts, arguments.turns).await?;
         for ((wall, _), series) in WALLS.iter().zip(&mut figures.denied) {
             chat::open_the_door().await?;
             series.add(subscriber.measure(&stack, *wall, usize::from(arguments.denials)).await?);
@@ -195,6 +198,7 @@ async fn report(figures: &Figures, to_task_service: &[Route; 3], to_model: &[Rou
         row("direct, acknowledging at once: end", &figures.at_once_end, Some(&figures.direct_end)),
         row("bridge: end", &figures.bridge_end, Some(&figures.direct_end))
     )?;
+    writeln!(page, "Where the time of a turn goes, by its trace\n\n{}", turn::table(&figures.turn_parts))?;
     page.push_str("From a refused attempt to its event at a subscriber\n\n");
     page.push_str(HEAD);
     for ((_, name), series) in WALLS.iter().zip(&figures.denied) {
