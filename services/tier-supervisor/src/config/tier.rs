@@ -262,12 +262,13 @@ fn ways_out(
     let says_credentials = fields.node("credentials").is_some();
     match (has_identity, says_credentials) {
         (true, false) => credentials = implied::credentials(fields.at, around, report),
-        (false, true) => {
+        // An identity that is misspelt or wrong was reported as that.
+        (false, true) if fields.lacks("identity") || fields.is_null("identity") => {
             let fix = "give the tier an identity (identity: <name>), or remove its credentials";
             report.problem(fields.at("credentials"), "a tier with identity: null has no credentials", fix);
         }
         (false, false) => implied::without_identity(fields.at, around.servers, report),
-        (true, true) => {}
+        (_, true) => {}
     }
     let says_egress = fields.node("egress").is_some();
     let egress = match (fields.node("egress"), name) {

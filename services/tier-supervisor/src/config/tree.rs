@@ -41,7 +41,7 @@ pub(super) struct Entry {
 impl Node {
     fn kind(&self) -> &'static str {
         match self.value {
-            Value::Null => "nothing",
+            Value::Null => "empty",
             Value::Bool(_) => "true or false",
             Value::Integer(_) | Value::Other(Some(_)) => "a number",
             Value::Text(_) => "text",
@@ -124,14 +124,17 @@ fn convert(yaml: MarkedYaml<'_>, report: &mut Report<'_>) -> Option<Node> {
 pub(super) struct Fields<'n> {
     pub(super) at: At,
     entries: &'n [Entry],
+    /// Whether a key was reported: a field that seems to be absent may be there under a wrong name.
+    has_unknown: bool,
 }
 
 impl<'n> Fields<'n> {
     /// Takes a node as a mapping. Reports when it is none, and every key that is not known.
     pub(super) fn of(node: &'n Node, what: &str, known: &[&str], report: &mut Report<'_>) -> Option<Self> {
-        let fields = Self::open(node, what, report)?;
+        let mut fields = Self::open(node, what, report)?;
         for entry in fields.entries {
             if !known.contains(&entry.key.as_str()) {
+                fields.has_unknown = true;
                 let shown = shown(&entry.key);
                 report.problem(
                     entry.at,
@@ -146,7 +149,7 @@ impl<'n> Fields<'n> {
     /// Takes a node as a mapping with keys of the user's own.
     pub(super) fn open(node: &'n Node, what: &str, report: &mut Report<'_>) -> Option<Self> {
         match &node.value {
-            Value::Map(entries) => Some(Self { at: node.at, entries }),
+            Value::Map(entries) => Some(Self { at: node.at, entries, has_unknown: false }),
             _ => {
                 report.problem(node.at, format!("{what} is {}", node.kind()), "write it as a mapping (name: value)");
                 None
@@ -156,6 +159,16 @@ impl<'n> Fields<'n> {
 
     pub(super) fn entries(&self) -> &'n [Entry] {
         self.entries
+    }
+
+    /// Whether a field is surely not meant to be there: absent, and no key was reported that may be a misspelling of it.
+    pub(super) fn lacks(&self, name: &str) -> bool {
+        !self.has_unknown && !self.entries.iter().any(|entry| entry.key == name)
+    }
+
+    /// Whether a field is there and null.
+    pub(super) fn is_null(&self, name: &str) -> bool {
+        self.entries.iter().any(|entry| entry.key == name && matches!(entry.node.value, Value::Null))
     }
 
     /// The value of a field; none where it is absent or null.

@@ -51,7 +51,6 @@ volumes: {}
             "add evil.example to squid/allowlist.txt, or remove it here",
         ),
         ("tiers.yaml:10:15: the tier has no such MCP server", "did you mean \"marvin\"?"),
-        ("tiers.yaml:6:5: a tier with identity: null has no credentials", "give the tier an identity"),
         ("tiers.yaml:11:11: there are two tiers with the name tasks", "rename one"),
         ("tiers.yaml:12:11: port 3001 is already used by \"port\" of tasks", "choose another one"),
         ("tiers.yaml:13:14: this runtime does not exist", "did you mean \"docker\"?"),
@@ -70,7 +69,7 @@ volumes: {}
 fn single_problems() {
     let replace = |from: &str, to: &str| TASKS.replace(from, to);
     for (text, what) in [
-        (String::new(), "tiers.yaml is nothing"),
+        (String::new(), "tiers.yaml is empty"),
         ("tiers: []\n".to_owned(), "there is no tier"),
         (replace("    port: 3001\n", ""), "this tier has no port"),
         (replace("3001", "80"), "it must be a port from 1024 to 65535"),
@@ -283,6 +282,20 @@ fn everything_but_images_is_checked_before_there_are_any() {
     assert!(without == Some(0) && remarks.contains("note: ") && remarks.contains("get_tasks"), "{remarks}");
     let (_, (wrong, said)) = check(&TASKS.replace("identity:", "identiy:"));
     assert!(wrong == Some(2) && said.contains("did you mean \"identity\"?"), "{said}");
+}
+
+#[test]
+fn one_mistake_is_said_once() {
+    for (wrong, what) in [("identiti: tasks", "has no field \"identiti\""), ("identity: [tasks]", "tiers.yaml:3:15")] {
+        let problems = Stack::with_tiers(&TASKS.replace("identity: tasks", wrong)).problems();
+        assert_eq!(problems.len(), 1, "{problems:#?}");
+        assert!(problems[0].contains(what), "{problems:#?}");
+    }
+    for none in ["", "identity:", "identity: null"] {
+        let problems = Stack::with_tiers(&TASKS.replace("identity: tasks", none)).problems();
+        let [problem] = problems.as_slice() else { panic!("{none:?}: {problems:#?}") };
+        assert!(problem.contains("a tier with identity: null has no credentials"), "{problem}");
+    }
 }
 
 #[test]
