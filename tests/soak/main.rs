@@ -13,7 +13,7 @@ use assistant_tests::harness::bus::Watch;
 use assistant_tests::harness::{command, sink};
 use assistant_tests::soak::drive::{self, Talker};
 use assistant_tests::soak::judge::{self, Traces};
-use assistant_tests::soak::sample::Sample;
+use assistant_tests::soak::sample::{self, Sample};
 use clap::Parser;
 use futures::future::try_join_all;
 use service_kit::task::Tasks;
@@ -71,6 +71,7 @@ async fn soak(arguments: &Arguments) -> anyhow::Result<bool> {
         .filter(|row| !row.fine)
         .map(|row| format!("{}: {} grew: {} (allowed: {})", row.part, row.what, row.figures, row.bound))
         .collect();
+    problems.extend(sample::endless().await?);
     problems.extend(talkers.iter().flat_map(|talker| talker.failures.iter().cloned()));
     // A share of the turns had something refused; without it this would have been a walk in the park.
     let told = denials.seen().len();

@@ -111,6 +111,28 @@ async fn containers() -> anyhow::Result<Vec<Container>> {
         .collect()
 }
 
+/// Logs and stores of other people's programs that have no end: what is said of each. Our own have tests of their own.
+///
+/// # Errors
+/// When Docker does not answer.
+pub async fn endless() -> anyhow::Result<Vec<String>> {
+    let names = of_the_drill("container", "{{.Names}}").await?;
+    let config = ".HostConfig.LogConfig.Config";
+    let format = format!(r#"{{{{.Name}}}} {{{{index {config} "max-size"}}}} {{{{index {config} "max-file"}}}}"#);
+    let logs = inspect("container", &format, &names).await?;
+    let bounded = |line: &&str| {
+        let bounds: Vec<&str> = line.split_whitespace().skip(1).collect();
+        bounds.len() == 2 && bounds.iter().all(|bound| bound.parse::<u64>().is_ok_and(|bound| bound > 0))
+    };
+    let endless = logs.lines().filter(|line| !bounded(line));
+    let mut endless: Vec<String> = endless.map(|line| format!("the log of a container has no end: {line}")).collect();
+    let arguments = inspect("container", "{{json .Config.Cmd}}", &["assistant-prometheus".to_owned()]).await?;
+    if !arguments.contains("--storage.tsdb.retention.size=") {
+        endless.push(format!("the store of Prometheus has no end: {arguments}"));
+    }
+    Ok(endless)
+}
+
 async fn volumes() -> anyhow::Result<Vec<(String, PathBuf)>> {
     let names = of_the_drill("volume", "{{.Name}}").await?;
     anyhow::ensure!(!names.is_empty(), "the drill has no volumes");
