@@ -84,16 +84,34 @@ rust_version() {
   machine_rust || docker run --rm --network none "$(rust_image)" rustc --version
 }
 
+# Cargo knows our crates by their place in the workspace, and whether they have changed by the times of files: what another
+# checkout has compiled it would take for this one's. What it knows of other people's crates stays.
+forget_other_checkout() {
+  local stamp=$RUST_TARGET/checkout name
+  [ "$(cat "$stamp" 2>/dev/null)" != "$ASSISTANT_ROOT" ] || return 0
+  while IFS= read -r name; do
+    rm -rf "$RUST_TARGET"/{,*-linux-gnu/}{ci,release,debug}/.fingerprint/"$name"-*
+  done < <(grep -hm 1 '^name = ' "$ASSISTANT_ROOT"/{proto,tests,services/*}/Cargo.toml | cut -d '"' -f 2)
+  as_operator mkdir -p "$RUST_TARGET"
+  # shellcheck disable=SC2016
+  as_operator sh -c 'printf "%s\n" "$1" >"$2"' sh "$ASSISTANT_ROOT" "$stamp"
+}
+
 # cargo, wherever it is. Extra NAME=VALUE arguments before -- become its environment.
 with_cargo() { # [NAME=VALUE]... -- <cargo arguments>...
   local variables=() name
-  while [ "$1" != -- ]; do variables+=("$1"); shift; done
+  while [ "$1" != -- ]; do
+    [ "$1" != "CARGO_TARGET_DIR=$RUST_TARGET" ] || forget_other_checkout
+    variables+=("$1")
+    shift
+  done
   shift
   if machine_rust >/dev/null; then
     as_operator env PATH="$(toolchain_path)" "${variables[@]}" nice -n 5 cargo "$@"
     return
   fi
-  local arguments=(--rm --network host --user "$OPERATOR_UID:$OPERATOR_GID" --volume "$ASSISTANT_ROOT:$ASSISTANT_ROOT"
+  # With an init: an interrupt is to reach cargo, which as the first process of a container would not hear it.
+  local arguments=(--rm --init --network host --user "$OPERATOR_UID:$OPERATOR_GID" --volume "$ASSISTANT_ROOT:$ASSISTANT_ROOT"
     --volume "$CACHE:$CACHE" --workdir "$PWD" --env HOME="$CACHE" --env CARGO_HOME="$CACHE/cargo-home")
   for name in HTTP_PROXY HTTPS_PROXY NO_PROXY http_proxy https_proxy no_proxy; do
     [ -z "${!name:-}" ] || arguments+=(--env "$name")
