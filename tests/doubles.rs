@@ -88,9 +88,10 @@ async fn serve(settings: Settings) -> anyhow::Result<()> {
         marvin.answer(request)
     })
     .await?;
-    let model = model::Model::new(model_key);
+    let model = Arc::new(model::Model::new(model_key));
+    let served = Arc::clone(&model);
     web::start(&tasks, MODEL, authority.server_config(MODEL_HOST)?, Arc::clone(&record), move |request| {
-        model.answer(request)
+        served.answer(request)
     })
     .await?;
     web::start(&tasks, OUTSIDE, authority.server_config(OUTSIDE_HOST)?, Arc::clone(&record), |_| web::text(200, "out"))
@@ -107,7 +108,7 @@ async fn serve(settings: Settings) -> anyhow::Result<()> {
         async move { telegram.answer(&request).await }
     })
     .await?;
-    control::start(&tasks, &settings.control_socket, record, Some(telegram))?;
+    control::start(&tasks, &settings.control_socket, record, Some(telegram), Some(model))?;
     tracing::info!("the drill's internet is up");
 
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;

@@ -32,6 +32,8 @@ pub const NATS_PORT: u16 = 4222;
 pub const OTLP_PORT: u16 = 4317;
 /// LiteLLM's port on `models`.
 pub const LITELLM_PORT: u16 = 4000;
+/// Path at LiteLLM that leads to the provider's own list of models (`GET <base URL>/models`), and to nothing else.
+pub const LITELLM_PROVIDER_MODELS: &str = "/assistant/provider-models";
 /// Prometheus on `telemetry`.
 pub const PROMETHEUS_PORT: u16 = 9090;
 /// The collector's metrics for Prometheus, on `telemetry`.
@@ -228,6 +230,24 @@ pub struct ModelRoute {
     pub key_file: PathBuf,
     /// Names the tiers may use; LiteLLM knows the same ones.
     pub models: Vec<String>,
+    /// Whose models they are, for people: the endpoint's URL, or the provider's name. Nothing is sent there by it.
+    #[serde(default)]
+    pub provider: String,
+    /// What stands behind the names, to be compared with the provider's own list. What is sent is LiteLLM's to say.
+    #[serde(default)]
+    pub upstream: Vec<UpstreamModel>,
+}
+
+/// A model as its provider calls it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UpstreamModel {
+    /// The name that tiers use.
+    pub name: String,
+    /// The provider's name.
+    pub upstream: String,
+    /// Where a person changes it, for example `OPENAI_MODEL in .env`.
+    pub named_in: String,
 }
 
 /// A tier as the broker sees it.
@@ -268,6 +288,9 @@ pub struct McpServer {
     pub token_file: PathBuf,
     /// Tools that may be listed and called.
     pub tools: ToolRule,
+    /// File and line that say so, for example `tiers.yaml:31`; without a `tools` section those of the tier.
+    #[serde(default)]
+    pub source: String,
 }
 
 /// Which tools of an MCP server may be listed and called.

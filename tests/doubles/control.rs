@@ -1,5 +1,6 @@
 //! Says over a Unix socket what arrived: `GET /since/<cursor>` gives `{"cursor": n, "entries": [...]}`. Below
-//! `/telegram/` one is a person on Telegram: see [`Telegram::control`].
+//! `/telegram/` one is a person on Telegram: see [`Telegram::control`]; below `/model/` whoever runs the model's host: see
+//! [`Model::control`].
 
 use std::convert::Infallible;
 use std::path::Path;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use service_kit::task::{OnEnd, Tasks};
 
 use super::critical;
+use super::model::Model;
 use super::record::{Entry, Record};
 use super::telegram::Telegram;
 
@@ -34,7 +36,13 @@ pub struct Since {
 ///
 /// # Errors
 /// When it cannot be bound.
-pub fn start(tasks: &Tasks, path: &Path, record: Arc<Record>, telegram: Option<Arc<Telegram>>) -> anyhow::Result<()> {
+pub fn start(
+    tasks: &Tasks,
+    path: &Path,
+    record: Arc<Record>,
+    telegram: Option<Arc<Telegram>>,
+    model: Option<Arc<Model>>,
+) -> anyhow::Result<()> {
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir)?;
     }
@@ -47,16 +55,18 @@ pub fn start(tasks: &Tasks, path: &Path, record: Arc<Record>, telegram: Option<A
     critical(tasks, "control".to_owned(), async move {
         loop {
             let (stream, _) = listener.accept().await?;
-            let (record, telegram) = (Arc::clone(&record), telegram.clone());
+            let (record, telegram, model) = (Arc::clone(&record), telegram.clone(), model.clone());
             open.spawn("control-connection", OnEnd::Expected, async move {
                 let service = service_fn(move |request: Request<hyper::body::Incoming>| {
-                    let (record, telegram) = (Arc::clone(&record), telegram.clone());
+                    let (record, telegram, model) = (Arc::clone(&record), telegram.clone(), model.clone());
                     async move {
                         let (parts, body) = request.into_parts();
                         let body = Limited::new(body, MOST_BODY).collect().await.map(|body| body.to_bytes());
                         let body = body.unwrap_or_default();
+                        let (method, path) = (parts.method.as_str(), parts.uri.path());
                         let said = telegram
-                            .and_then(|telegram| telegram.control(parts.method.as_str(), parts.uri.path(), &body));
+                            .and_then(|telegram| telegram.control(method, path, &body))
+                            .or_else(|| model?.control(method, path, &body));
                         Ok::<_, Infallible>(match said {
                             Some(said) => response(StatusCode::OK, said.to_string().into_bytes()),
                             None => answer(parts.uri.path(), &record),
@@ -77,7 +87,10 @@ fn answer(path: &str, record: &Record) -> Response<Full<Bytes>> {
         .and_then(|cursor| serde_json::to_vec(&Since { cursor: record.cursor(), entries: record.since(cursor) }).ok());
     match body {
         Some(body) => response(StatusCode::OK, body),
-        None => response(StatusCode::NOT_FOUND, b"ask for /since/<cursor>, or for what is below /telegram/\n".to_vec()),
+        None => response(
+            StatusCode::NOT_FOUND,
+            b"ask for /since/<cursor>, or for what is below /telegram/ and /model/\n".to_vec(),
+        ),
     }
 }
 

@@ -2,6 +2,8 @@
 //! from [`super::script`], so that a real ZeroClaw makes real tool calls. It reads what it needs and passes over every
 //! other field: gateways such as LiteLLM add their own.
 
+use std::sync::{Mutex, PoisonError};
+
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
@@ -14,13 +16,32 @@ const NAME: &str = "drill-model";
 #[derive(Debug)]
 pub struct Model {
     key: Zeroizing<String>,
+    /// What it is called now.
+    name: Mutex<String>,
 }
 
 impl Model {
     /// A model that knows one key.
     #[must_use]
     pub fn new(key: Zeroizing<String>) -> Self {
-        Self { key }
+        Self { key, name: Mutex::new(NAME.to_owned()) }
+    }
+
+    /// `POST /model/name` with `{"name": ...}`: from now on that is its only name; without one it is its own again. None for
+    /// anything else.
+    #[must_use]
+    pub fn control(&self, method: &str, path: &str, body: &[u8]) -> Option<Value> {
+        if (method, path) != ("POST", "/model/name") {
+            return None;
+        }
+        let asked: Value = serde_json::from_slice(body).ok()?;
+        let name = asked.get("name").and_then(Value::as_str).unwrap_or(NAME).to_owned();
+        self.name.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&name);
+        Some(json!({"name": name}))
+    }
+
+    fn name(&self) -> String {
+        self.name.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Answers one request.
@@ -32,15 +53,19 @@ impl Model {
         }
         // Gateways add a query of their own.
         let path = asked.path.split('?').next().unwrap_or_default();
-        let me = json!({"id": NAME, "object": "model", "created": 0, "owned_by": "drill"});
+        let name = self.name();
+        let me = json!({"id": name, "object": "model", "created": 0, "owned_by": "drill"});
         match (asked.method.as_str(), path.trim_end_matches('/')) {
             ("GET", "/v1/models") => {
                 answer(200, "application/json", json!({"object": "list", "data": [me]}).to_string(), true)
             }
-            ("GET", path) if path.strip_prefix("/v1/models/") == Some(NAME) => {
+            ("GET", path) if path.strip_prefix("/v1/models/") == Some(name.as_str()) => {
                 answer(200, "application/json", me.to_string(), true)
             }
             ("POST", "/v1/chat/completions") => match serde_json::from_slice::<Value>(&asked.body) {
+                Ok(body) if body.get("model").and_then(Value::as_str) != Some(name.as_str()) => {
+                    error(404, "no such model", true)
+                }
                 Ok(body) => complete(&body),
                 Err(_) => error(400, "the body is not JSON", true),
             },
@@ -54,9 +79,6 @@ fn error(status: u16, message: &str, authorized: bool) -> Answer {
 }
 
 fn complete(body: &Value) -> Answer {
-    if body.get("model").and_then(Value::as_str) != Some(NAME) {
-        return error(404, "no such model", true);
-    }
     let messages = body.get("messages").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     let from = messages.iter().rposition(|message| role(message) == "user").unwrap_or(0);
     let asked = messages.get(from).map(content).unwrap_or_default();
@@ -168,6 +190,21 @@ mod tests {
             "provider_specific_fields": null}], "stream": true, "stream_options": {"include_usage": true}, "user": "u",
             "extra_body": {}, "metadata": {"a": "b"}, "drop_params": true, "max_tokens": 5});
         assert_eq!(status(asked(http::Method::POST, "/v1/chat/completions?api-version=1", &body.to_string())), 200);
+    }
+
+    #[test]
+    fn it_has_one_name_at_a_time() {
+        let model = Model::new(Zeroizing::new("k".to_owned()));
+        let status = |asked: Asked| model.answer(&asked).response.status().as_u16();
+        let call = |name: &str| {
+            let body = json!({"model": name, "messages": [{"role": "user", "content": "!say x"}]});
+            status(asked(http::Method::POST, "/v1/chat/completions", &body.to_string()))
+        };
+        assert_eq!((call(NAME), call("other")), (200, 404));
+        assert_eq!(model.control("POST", "/model/name", br#"{"name": "other"}"#), Some(json!({"name": "other"})));
+        assert_eq!((call(NAME), call("other")), (404, 200));
+        assert_eq!(model.control("POST", "/model/name", b"{}"), Some(json!({"name": NAME})));
+        assert_eq!((call(NAME), model.control("GET", "/model/name", b"{}")), (200, None));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What the drill's internet received.
 
 use anyhow::Context as _;
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 
 use crate::doubles::control::Since;
@@ -55,12 +55,28 @@ pub fn queries_for<'a>(entries: &'a [Entry], part: &str) -> Vec<&'a Entry> {
         .collect()
 }
 
+/// Gives the double of the model another name, or its own again.
+///
+/// # Errors
+/// When the doubles do not answer.
+pub async fn name_model(name: Option<&str>) -> anyhow::Result<()> {
+    let body = bytes::Bytes::from(serde_json::json!({ "name": name }).to_string());
+    let request = http::Request::post("/model/name").header(http::header::HOST, "drill").body(Full::new(body))?;
+    let said: serde_json::Value = serde_json::from_slice(&exchange(request).await?)?;
+    anyhow::ensure!(name.is_none() || said.get("name").and_then(serde_json::Value::as_str) == name, "{said}");
+    Ok(())
+}
+
 async fn ask(cursor: u64) -> anyhow::Result<Since> {
-    let stream = tokio::net::UnixStream::connect(SOCKET).await.context("the drill's internet does not answer")?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let request = http::Request::get(format!("/since/{cursor}"))
         .header(http::header::HOST, "drill")
-        .body(Empty::<bytes::Bytes>::new())?;
+        .body(Full::new(bytes::Bytes::new()))?;
+    Ok(serde_json::from_slice(&exchange(request).await?)?)
+}
+
+async fn exchange(request: http::Request<Full<bytes::Bytes>>) -> anyhow::Result<bytes::Bytes> {
+    let stream = tokio::net::UnixStream::connect(SOCKET).await.context("the drill's internet does not answer")?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let answer = async move {
         let response = sender.send_request(request).await?;
         anyhow::Ok(response.into_body().collect().await?.to_bytes())
@@ -68,5 +84,5 @@ async fn ask(cursor: u64) -> anyhow::Result<Since> {
     // The connection ends once the sender and the body are gone.
     let (body, connection) = tokio::join!(answer, connection);
     connection?;
-    Ok(serde_json::from_slice(&body?)?)
+    body
 }

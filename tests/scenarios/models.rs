@@ -6,6 +6,8 @@ use assistant_proto::config::{Confidentiality, LITELLM_PORT};
 use assistant_proto::egress::ShowTraceRequest;
 use assistant_proto::egress::egress_service_client::EgressServiceClient;
 use assistant_proto::event::{EgressDenied, EgressPermitted, Layer, ModelCalled};
+use assistant_proto::secret::secret_service_client::SecretServiceClient;
+use assistant_proto::secret::{ListModelsRequest, ModelPresence, ModelProvider};
 use assistant_tests::doubles::MODEL_HOST;
 use assistant_tests::doubles::record::{Arrival, Entry};
 use assistant_tests::harness::agent::Door;
@@ -20,6 +22,9 @@ use serde_json::{Value, json};
 use service_kit::task::Tasks;
 
 const LITELLM: &str = "assistant-litellm";
+/// The provider's list of models, which the stack asks for on its own.
+const LIST: &str = "/v1/models";
+const SUPERVISOR: &str = "/usr/local/lib/assistant/bin/tier-supervisor";
 const BROKER: &str = "assistant-secret-broker";
 
 fn provider_key() -> String {
@@ -31,10 +36,10 @@ fn master_key() -> String {
     std::fs::read_to_string(file).unwrap().trim().to_owned()
 }
 
-/// What the model was asked: path, whether with the right key, header names, status.
+/// What the model was asked, but for its list, which is no tier's question: path, whether with the right key, header names, status.
 fn asked(entries: &[Entry]) -> Vec<(String, bool, Vec<String>, u16)> {
     let read = |arrival: &&Arrival| match arrival {
-        Arrival::Request { path, authorized, headers, status, .. } => {
+        Arrival::Request { path, authorized, headers, status, .. } if path != LIST => {
             Some((path.clone(), *authorized, headers.clone(), *status))
         }
         _ => None,
@@ -162,6 +167,64 @@ async fn an_unknown_model_is_answered_with_those_there_are() {
     let ((status, body), requests) = known;
     assert!(status == "200" && body.contains("hello"), "control: the other name is answered: {status} {body}");
     assert_eq!(requests.len(), 1, "control: and the model was asked: {requests:?}");
+}
+
+/// The broker's view of the one provider of a drill, once `wanted` says yes to it.
+async fn provider(what: &str, wanted: impl Fn(&ModelProvider) -> bool) -> anyhow::Result<ModelProvider> {
+    let client = SecretServiceClient::new(agent::connect("secret-broker").await?);
+    until(what, Duration::from_secs(30), || {
+        let (mut client, wanted) = (client.clone(), &wanted);
+        async move {
+            let answer = client.list_models(ListModelsRequest { ask_anew: true }).await?.into_inner();
+            Ok(answer.providers.into_iter().find(|provider| provider.has_list && wanted(provider)))
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_model_that_its_host_does_not_have_is_told_with_those_it_has() {
+    let status = async || run(SUPERVISOR, &["status"]).await.map(|said| said.out);
+    let missing =
+        |provider: &ModelProvider| provider.models.iter().any(|model| model.presence() == ModelPresence::NotListed);
+    provider("the model is listed", |provider| !missing(provider)).await.unwrap();
+    let before = status().await.unwrap();
+    let cursor = sink::now().await.unwrap();
+    // In a turn, because calls are; the agent waits. Nothing is judged before the model has its name again.
+    let work = async || {
+        let named = sink::name_model(Some("drill-model-2")).await;
+        let told = provider("that it is not listed", missing).await;
+        let shown = status().await;
+        let said = ask("/v1/chat/completions", Some(&chat("assistant"))).await;
+        sink::name_model(None).await.unwrap();
+        named.and_then(|()| Ok((told?, shown?, said)))
+    };
+    let (_, outcome) = agent::during_turn(TIER, work).await.unwrap();
+    let (told, shown, (code, said)) = outcome.unwrap();
+    provider("the model is listed again", |provider| !missing(provider)).await.unwrap();
+    let after = status().await.unwrap();
+
+    assert_eq!(told.listed, ["drill-model-2"]);
+    let sentence = "lists no model \"drill-model\", which stands behind assistant and thinker; set \
+                    model.models.assistant in supervisor.json to one that it lists, and run deploy/up.sh: drill-model-2";
+    assert!(matches!(told.remarks.as_slice(), [one] if one.contains(sentence)), "{:?}", told.remarks);
+    assert!(shown.contains(sentence), "{shown}");
+    assert!(!before.contains("lists no model") && !after.contains("lists no model"), "control: {before}\n{after}");
+    let body: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((code.as_str(), body["reason"].as_str()), ("404", Some("model-not-at-provider")), "{said}");
+    let (detail, fix) = sentence.split_once("; ").unwrap();
+    assert!(said.contains(&detail.replace('"', "\\\"")) && said.contains(fix), "the same words: {said}");
+    // LiteLLM alone has the key that opened the list.
+    let entries = sink::since(cursor).await.unwrap();
+    let lists = sink::requests_to(&entries, MODEL_HOST).into_iter().filter_map(|arrival| match arrival {
+        Arrival::Request { path, authorized, headers, .. } if path == LIST => Some((*authorized, headers.clone())),
+        _ => None,
+    });
+    let lists: Vec<_> = lists.collect();
+    assert!(!lists.is_empty() && lists.iter().all(|(authorized, _)| *authorized), "{lists:?}");
+    for (_, headers) in &lists {
+        assert!(!headers.iter().any(|name| name == "cookie" || name == "traceparent"), "{headers:?}");
+    }
 }
 
 #[tokio::test]

@@ -117,6 +117,8 @@ mod tests {
             litellm: "10.87.4.11:4000".parse().unwrap(),
             key_file: "/none".into(),
             models: models.iter().map(|model| (*model).to_owned()).collect(),
+            provider: String::new(),
+            upstream: Vec::new(),
         }
     }
 

@@ -19,6 +19,7 @@ use crate::control::Control;
 use crate::identity::Network;
 use crate::mcp::serve_mcp;
 use crate::models::serve_models;
+use crate::page;
 use crate::proxy::serve_proxy;
 use crate::state::{State, Tier};
 
@@ -110,6 +111,8 @@ impl Service for Broker {
             state.models.keep_no_more();
             Ok(())
         });
+        self.state.models.follow_providers(&cx.shutdown.draining());
+        serve_pages(&self.state, cx);
         for BoundDoor { tier, kind, listener } in self.doors {
             let name = format!("{}-{}", kind.name(), tier.name);
             let (state, draining) = (Arc::clone(&self.state), cx.shutdown.draining());
@@ -122,6 +125,18 @@ impl Service for Broker {
             });
         }
         Ok(())
+    }
+}
+
+/// The pages about MCP servers. They are for people: what the agents have does not wait for them, and one that cannot be
+/// served is tried again.
+fn serve_pages(state: &Arc<State>, cx: &Context) {
+    for tier in state.tiers.values() {
+        let Some(socket) = tier.tools_page.clone() else { continue };
+        let (tier, tasks, draining) = (Arc::clone(tier), cx.tasks.clone(), cx.shutdown.draining());
+        cx.tasks.spawn_restarting(format!("tools-page-{}", tier.name), move || {
+            page::serve(Arc::clone(&tier), socket.clone(), tasks.clone(), draining.clone())
+        });
     }
 }
 

@@ -18,7 +18,7 @@ use crate::state::{State, Tier};
 
 pub(crate) mod exact;
 pub(crate) mod room;
-mod stall;
+pub(crate) mod stall;
 pub(crate) mod wire;
 
 /// Serves a door of a tier until the service drains: `answer` gets each request and the address it came from.

@@ -30,6 +30,7 @@ pub mod journal;
 pub mod listener;
 pub mod mcp;
 pub mod models;
+pub mod page;
 pub mod proxy;
 pub mod refusal;
 pub mod relay;

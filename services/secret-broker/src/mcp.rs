@@ -11,10 +11,11 @@
 
 mod call;
 mod called;
-mod catalogue;
+pub(crate) mod catalogue;
 mod list;
 mod result;
 mod rpc;
+pub(crate) mod seen;
 mod session;
 
 use std::net::SocketAddr;
@@ -34,7 +35,6 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
-use self::catalogue::Catalogue;
 use self::rpc::{Answer, Id, Message, RpcError};
 use self::session::Session;
 use crate::attempt::Attempt;
@@ -70,21 +70,14 @@ pub async fn serve_mcp(
     draining: CancellationToken,
 ) -> anyhow::Result<()> {
     let id = ListenerId { tier: tier.name.clone(), network: Network::Tier };
-    let (catalogue, taken) = Catalogue::new(&tier.mcp_servers);
-    for name in taken {
-        tracing::error!(
-            tier = %tier.name,
-            tool = %harmless_line(&name, TOOL_NAME_MOST),
-            "two tools claim one name and neither is offered; take one out of the tools section of tiers.yaml"
-        );
-    }
-    let session = |server: &McpServer| Session::new(server.clone(), state.tasks.clone(), tier.room.clone());
-    let sessions = tier.mcp_servers.iter().map(session).collect();
+    let session = |(index, server): (usize, &McpServer)| {
+        Session::new(server.clone(), state.tasks.clone(), tier.room.clone(), tier.seen.server(index))
+    };
+    let sessions = tier.mcp_servers.iter().enumerate().map(session).collect();
     let ingress = Arc::new(Ingress {
         state: Arc::clone(&state),
         tier: Arc::clone(&tier),
         listener: id.clone(),
-        catalogue,
         sessions,
         calls: Semaphore::new(CALLS_MOST),
         lists: Semaphore::new(LISTS_MOST),
@@ -98,7 +91,6 @@ struct Ingress {
     state: Arc<State>,
     tier: Arc<Tier>,
     listener: ListenerId,
-    catalogue: Catalogue,
     sessions: Vec<Arc<Session>>,
     calls: Semaphore,
     lists: Semaphore,

@@ -3,13 +3,15 @@
 //!
 //! Owns what a model request may be ([`request`]): each is taken apart, understood in full and made anew. It sends it to
 //! the LiteLLM of the tier's class of confidentiality with that LiteLLM's key ([`litellm`]), and streams the answer back
-//! without the key. Which class a tier is of is configuration's, what that means `policy`'s; which model host stands
+//! without the key. It knows which models the providers list ([`provider`], [`names`]), to say so where one is missing. Which class a tier is of is configuration's, what that means `policy`'s; which model host stands
 //! behind a name is LiteLLM's. Offers no other endpoint.
 
 mod answer;
 mod fields;
 pub mod litellm;
 mod message;
+pub(crate) mod names;
+pub(crate) mod provider;
 pub mod request;
 mod tool;
 
@@ -169,7 +171,7 @@ impl Ingress {
             error.refusal(permit.confidential())
         })?;
         drop(held);
-        answer::pass(response, container, &self.tier.scrubber, account).await
+        answer::pass(response, litellm, permit.model(), &self.tier.scrubber, account).await
     }
 }
 

@@ -60,6 +60,12 @@ impl Secret {
         &self.0
     }
 
+    /// The value, for a question of the stack's own to its LiteLLM, in which nothing of a tier is.
+    #[must_use]
+    pub(crate) fn expose_to_own_question(&self) -> &str {
+        &self.0
+    }
+
     /// The value without a permit: only for building scrubbers.
     #[must_use]
     pub fn dangerous_expose(&self) -> &str {

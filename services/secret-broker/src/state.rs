@@ -1,28 +1,32 @@
 //! What the three ingresses share: tiers, principals, secrets, the way out, the bus. Built once from the configuration;
 //! nothing here changes afterwards except counters.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use assistant_proto::config::{BrokerConfig, BrokerTier, Confidentiality, McpServer};
-use assistant_proto::event::{EventId, SecretInjected};
+use assistant_proto::config::{self, BrokerConfig, BrokerTier, Confidentiality, McpServer, PrincipalKind};
+use assistant_proto::event::{EventId, Layer, SecretInjected};
 use assistant_proto::name::{HostName, PrincipalName, SecretName, TierName};
 use http::{HeaderMap, Response};
 use policy::TierPolicy;
 use service_kit::bus::Bus;
 use service_kit::clock;
 use service_kit::task::Tasks;
+use service_kit::text::harmless_line;
 use service_kit::turns::Turns;
 
-use crate::attempt::{Attempt, Left};
+use crate::attempt::{Attempt, Left, MOST_HOST};
 use crate::authority::{Authority, AuthorityError};
 use crate::body::Body;
 use crate::connections::Connections;
 use crate::denials::Denials;
 use crate::identity::{Directory, ListenerId, Principal, Scheme};
 use crate::ingress::room::{Room, Rooms};
+use crate::mcp::catalogue::Catalogue;
+use crate::mcp::seen::{Refused, Seen};
 use crate::models::litellm::Models;
 use crate::refusal::{Counted, Refusal};
 use crate::rewrite::Scrubber;
@@ -93,8 +97,16 @@ pub struct Tier {
     pub mcp_servers: Vec<McpServer>,
     /// Finds, in answers, every secret that can be put into this tier's requests, and the key of its LiteLLM.
     pub scrubber: Arc<Scrubber>,
+    /// By which names the agent calls the tools of its MCP servers.
+    pub(crate) catalogue: Catalogue,
+    /// What was seen of its MCP servers, for people.
+    pub(crate) seen: Seen,
     /// How many connections its containers hold open.
     pub connections: Connections,
+    /// Containers of its MCP servers.
+    servers: BTreeSet<PrincipalName>,
+    /// Where the page about its MCP servers is served, where it has one.
+    pub tools_page: Option<PathBuf>,
     /// Its share of the memory for what is parsed.
     pub(crate) room: Room,
 }
@@ -190,6 +202,9 @@ impl State {
     /// Counts a refusal, exactly once, without answering it (where the protocol has no answer left).
     pub fn count_denied(&self, attempt: &Attempt, refusal: &Refusal) {
         let reason = refusal.denial.reason;
+        if let Some(tier) = self.tiers.get(&attempt.tier) {
+            tier.show_refused(attempt, reason);
+        }
         attempt.span.record("denied", reason);
         attempt.span.record("otel.status_code", "ERROR");
         if refusal.counted == Counted::Here
@@ -256,6 +271,21 @@ impl State {
 }
 
 impl Tier {
+    /// For people, where it has to do with its MCP servers: what was refused at their ingress, and what was refused to them.
+    fn show_refused(&self, attempt: &Attempt, reason: &'static str) {
+        let is_servers = attempt.principal.as_ref().is_some_and(|who| self.servers.contains(who));
+        if attempt.layer != Layer::Mcp && !is_servers {
+            return;
+        }
+        self.seen.refused(Refused {
+            at: clock::now_rfc3339(),
+            who: attempt.principal.as_ref().map(ToString::to_string).unwrap_or_default(),
+            what: harmless_line(&attempt.host, MOST_HOST),
+            reason,
+            trace_id: attempt.trace_id(),
+        });
+    }
+
     fn new(
         tier: BrokerTier,
         policy: TierPolicy,
@@ -270,13 +300,18 @@ impl Tier {
             .map(|secret| secret.dangerous_expose().as_bytes());
         let scrubber =
             Scrubber::new(values).map_err(|source| StateError::Scrubber { tier: tier.name.clone(), source })?;
+        let is_server = |one: &config::Principal| matches!(one.kind, PrincipalKind::McpServer(_));
         Ok(Self {
-            name: tier.name,
             background: tier.background,
             confidential: tier.confidential,
             policy,
             connections: Connections::new(&tier.principals),
+            catalogue: Catalogue::of(&tier.name, &tier.mcp_servers),
+            seen: Seen::new(&tier.mcp_servers),
+            servers: tier.principals.iter().filter(|one| is_server(one)).map(|one| one.name.clone()).collect(),
+            tools_page: tier.tools_page_socket,
             room,
+            name: tier.name,
             mcp_servers: tier.mcp_servers,
             scrubber: Arc::new(scrubber),
         })

@@ -28,11 +28,12 @@ mod version;
 
 pub(crate) use allowlist::squid_list;
 pub use allowlist::{Allowlist, HostPattern};
+pub(crate) use env_import::model_variable;
 pub use env_import::{Fate, ImportError, Imported, Said, import};
 pub use images::Images;
 pub use limits::TierLimits;
 pub use problem::{Problem, Problems};
 pub use route::{Endpoint, EndpointError, EndpointHost, ModelSettings, Scheme, TeeSettings};
 pub use settings::{DEFAULT_BOT, Operator, Settings, SettingsError, TelegramSettings};
-pub use tier::{Channel, Credential, Egress, Runtime, Server, Subject, Tier};
+pub use tier::{AllowedTools, Channel, Credential, Egress, Runtime, Server, Subject, Tier};
 pub use tiers::{DiskSources, SecretState, Sources, Tiers, catalogue_images, remarks};

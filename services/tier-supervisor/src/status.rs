@@ -1,6 +1,7 @@
 //! `tier-supervisor status`: asks the running supervisor over its control socket and shows the answer to a person, or as
 //! JSON to a script. Holds no state and changes nothing.
 
+mod remarks;
 mod screen;
 
 use std::io::Write;
@@ -12,6 +13,8 @@ use assistant_proto::tier::tier_service_client::TierServiceClient;
 use assistant_proto::tier::{ContainerState, WatchStackRequest, WatchStackResponse};
 use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
+
+use crate::desired::Role;
 
 /// Where the supervisor listens unless it was told otherwise.
 pub const SOCKET: &str = "/run/assistant/tier-supervisor.sock";
@@ -75,10 +78,14 @@ pub fn is_healthy(stack: &WatchStackResponse) -> bool {
 /// See [`StatusError`].
 pub async fn run(arguments: &Arguments) -> Result<ExitCode, StatusError> {
     let mut shown = Shown::new(arguments.json);
-    let stack = match arguments.wait {
+    let mut stack = match arguments.wait {
         None => now(&arguments.socket).await?,
         Some(seconds) => wait(&arguments.socket, Duration::from_secs(seconds), &mut shown).await?,
     };
+    let broker = Role::SecretBroker.as_str();
+    if stack.containers.iter().any(|one| one.role == broker && one.state() == ContainerState::Healthy) {
+        stack.remarks.extend(remarks::of_broker(&arguments.socket).await);
+    }
     let text = if arguments.json { screen::json(&stack) } else { screen::table(&stack) };
     std::io::stdout().lock().write_all(text.as_bytes())?;
     Ok(if is_healthy(&stack) { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -126,7 +126,7 @@ async fn a_person_writes_and_hears_over_the_socket() {
     let telegram = std::sync::Arc::new(telegram());
     let tasks = service_kit::task::Tasks::default();
     let record = std::sync::Arc::new(crate::doubles::record::Record::default());
-    crate::doubles::control::start(&tasks, &socket, record, Some(std::sync::Arc::clone(&telegram))).unwrap();
+    crate::doubles::control::start(&tasks, &socket, record, Some(std::sync::Arc::clone(&telegram)), None).unwrap();
     let anna = person::Person { socket: socket.clone(), user: 7, chat: None };
     let update = anna.write("hello").await.unwrap();
     assert_eq!(call(&telegram, "getUpdates", json!({})).await.1["result"][0]["update_id"], update);

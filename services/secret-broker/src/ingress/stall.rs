@@ -14,7 +14,7 @@ const STANDSTILL: Duration = Duration::from_secs(60);
 
 /// See the module's description.
 #[derive(Debug)]
-pub(super) struct Stalling<S> {
+pub(crate) struct Stalling<S> {
     stream: S,
     alarm: Pin<Box<Sleep>>,
     /// Whether the last write found no place, so that the alarm counts.
@@ -22,7 +22,7 @@ pub(super) struct Stalling<S> {
 }
 
 impl<S> Stalling<S> {
-    pub(super) fn new(stream: S) -> Self {
+    pub(crate) fn new(stream: S) -> Self {
         Self { stream, alarm: Box::pin(tokio::time::sleep(STANDSTILL)), stands: false }
     }
 

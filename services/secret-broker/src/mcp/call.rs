@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::called::Called;
 use super::catalogue::Meaning;
 use super::rpc::{self, Answer, RpcError};
+use super::seen::Outcome;
 use super::{CALLS_MOST, Ingress, Reply, TOOL_NAME_MOST, result, too_many};
 use crate::attempt::Attempt;
 use crate::ingress::room::Held;
@@ -39,7 +40,7 @@ impl Ingress {
         else {
             return Err(RpcError { code: rpc::INVALID_PARAMS, ..self.refuse(attempt, &malformed_call()) });
         };
-        let meaning = self.catalogue.meaning(&name);
+        let meaning = self.tier.catalogue.meaning(&name);
         let is_open = matches!(meaning, Some(Meaning::Open(_)));
         let Some((tool, session)) = meaning.and_then(|(Meaning::Listed(tool) | Meaning::Open(tool))| {
             let session = self.sessions.get(tool.server)?;
@@ -80,7 +81,7 @@ impl Ingress {
             server: server.name.as_str(),
             tool: &tool.name,
             began,
-            succeeded: false,
+            outcome: Outcome::Cut,
             listed: None,
         };
         let mut within = InTurn::of(&self.state.turns, &self.tier, attempt);
@@ -91,11 +92,15 @@ impl Ingress {
         };
         match answered {
             Ok((Ok(result), held)) => {
-                called.succeeded = !result::is_error(&result);
+                called.outcome = if result::is_error(&result) { Outcome::ToolFailed } else { Outcome::Answered };
                 Ok(Reply { answer: Answer::Made(result::rebuild(result)), held: Some(held) })
             }
-            Ok((Err((code, text)), _)) => Err(RpcError::new(code, text)),
+            Ok((Err((code, text)), _)) => {
+                called.outcome = Outcome::Refused;
+                Err(RpcError::new(code, text))
+            }
             Err(error) => {
+                called.outcome = Outcome::NoAnswer;
                 tracing::warn!(tier = %self.tier.name, server = %server.name, error = %chain(&error), "tool call failed");
                 let done = if error.nothing_sent() {
                     "nothing was done; try again"

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use assistant_proto::config::{McpServer, ToolRule};
+use assistant_proto::name::TierName;
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value, json};
@@ -52,12 +53,36 @@ struct Open {
 
 /// All allowed tools by the names the agent uses.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Catalogue {
+pub(crate) struct Catalogue {
     tools: BTreeMap<String, Tool>,
     open: Vec<Open>,
 }
 
 impl Catalogue {
+    /// For a tier. Names that nobody gets are logged.
+    pub(crate) fn of(tier: &TierName, servers: &[McpServer]) -> Self {
+        let (catalogue, taken) = Self::new(servers);
+        for name in taken {
+            tracing::error!(
+                %tier,
+                tool = %harmless_line(&name, NAME_SHOWN),
+                "two tools claim one name and neither is offered; take one out of the tools section of tiers.yaml"
+            );
+        }
+        catalogue
+    }
+
+    /// By which name the agent calls a tool of a server; none where another has that name.
+    pub(crate) fn name_of(&self, server: usize, tool: &str) -> Option<String> {
+        let is_it = |known: &Tool| known.server == server && known.name == tool;
+        if let Some((name, _)) = self.tools.iter().find(|(_, known)| is_it(known)) {
+            return Some(name.clone());
+        }
+        let open = self.open.iter().find(|open| open.server == server)?;
+        let name = format!("{}{tool}", open.beginning);
+        matches!(self.meaning(&name), Some(Meaning::Open(known)) if is_it(&known)).then_some(name)
+    }
+
     /// From the allow-lists. A tool that several servers may offer is called `<server>_<tool>` for each of them, and so is
     /// every tool of an open server that is not alone: whether another has the same is not known. Should even that be
     /// taken, neither claimant gets the name: the second value says which names those are. (An open server's tool yields
@@ -190,6 +215,10 @@ impl Described {
         Some(Self { name, description: description.map(|text| harmless(text, DESCRIPTION_MOST)), schema })
     }
 
+    pub(super) fn description(&self) -> Option<&str> {
+        self.description.as_deref()
+    }
+
     /// About how many bytes it takes, here and on the wire.
     pub(super) fn size(&self) -> usize {
         let description = self.description.as_ref().map_or(0, String::len);
@@ -230,6 +259,7 @@ mod tests {
             address: "127.0.0.1:8811".parse().unwrap(),
             token_file: "/nowhere".into(),
             tools: ToolRule::Only(tools.iter().map(|tool| (*tool).to_owned()).collect()),
+            source: String::new(),
         }
     }
 

@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout_at};
 use super::called::Called;
 use super::catalogue::Described;
 use super::rpc::{self, Answer, RpcError};
+use super::seen::Outcome;
 use super::session::{Session, SessionError};
 use super::{Ingress, LISTS_MOST, Reply, too_many};
 use crate::attempt::Attempt;
@@ -51,7 +52,7 @@ impl Ingress {
             server: if outside.is_some() { "" } else { &names },
             tool: "tools/list",
             began,
-            succeeded: false,
+            outcome: Outcome::Cut,
             listed: Some(0),
         };
         let mut recorded = recorded.iter();
@@ -72,12 +73,13 @@ impl Ingress {
         });
         let listed = join_all(wanted).await;
         if outside.is_none() && !listed.is_empty() && listed.iter().all(Option::is_none) {
+            told.outcome = Outcome::NoAnswer;
             return Err(RpcError::new(rpc::INTERNAL, "no MCP server of this tier can be reached; try again"));
         }
         let size = listed.iter().flatten().flat_map(|tools| tools.iter()).map(|tool| tool.size()).sum();
         let held = self.tier.room.take(size, deadline).await.map_err(|refusal| self.refuse(attempt, &refusal))?;
-        let (tools, count) = self.catalogue.describe(&listed).map_err(|_| unwritten())?;
-        told.succeeded = true;
+        let (tools, count) = self.tier.catalogue.describe(&listed).map_err(|_| unwritten())?;
+        told.outcome = Outcome::Answered;
         told.listed = Some(u64::try_from(count).unwrap_or(u64::MAX));
         Ok(Reply { answer: Answer::Written(tools), held: Some(held) })
     }

@@ -17,13 +17,14 @@ use http::header::HeaderValue;
 use serde_json::{Map, Value, json};
 use service_kit::files::{FileError, read_secret};
 use service_kit::task::Tasks;
-use service_kit::text::harmless_line;
+use service_kit::text::{chain, harmless_line};
 use tokio::time::{Instant, timeout_at};
 use zeroize::Zeroizing;
 
 pub(super) use self::exchange::Outcome;
 use self::exchange::Question;
 use super::catalogue::Described;
+use super::seen::{Offer, SeenServer, Tool};
 use crate::ingress::room::{Held, Room};
 use crate::journal::Recorded;
 
@@ -108,6 +109,8 @@ pub(super) struct Session {
     server: McpServer,
     tasks: Tasks,
     room: Room,
+    /// For people.
+    seen: Arc<SeenServer>,
     next: AtomicU64,
     /// What is initialised. Never locked across an await, so that forgetting it takes no time.
     current: Mutex<Current>,
@@ -144,11 +147,12 @@ struct Listed {
 }
 
 impl Session {
-    pub(super) fn new(server: McpServer, tasks: Tasks, room: Room) -> Arc<Self> {
+    pub(super) fn new(server: McpServer, tasks: Tasks, room: Room, seen: Arc<SeenServer>) -> Arc<Self> {
         Arc::new(Self {
             server,
             tasks,
             room,
+            seen,
             next: AtomicU64::new(1),
             current: Mutex::default(),
             initialising: tokio::sync::Mutex::default(),
@@ -181,6 +185,7 @@ impl Session {
 
     async fn list_anew(&self, deadline: Instant) -> Result<Vec<Arc<Described>>, SessionError> {
         let mut kept: Vec<Arc<Described>> = Vec::new();
+        let mut shown: Vec<Tool> = Vec::new();
         let (mut tools_left, mut bytes_left) = (LISTED_MOST, LIST_MOST);
         let mut cursor = None;
         let mut session = 0;
@@ -195,27 +200,64 @@ impl Session {
             let Some(Value::Array(tools)) = page.shift_remove("tools") else { return Err(SessionError::Malformed) };
             tools_left = tools_left.checked_sub(tools.len()).ok_or(SessionError::TooMany)?;
             for tool in tools {
-                let name = tool.get("name");
-                let allowed = name.and_then(Value::as_str).is_some_and(|name| match &self.server.tools {
-                    ToolRule::Only(allowed) => allowed.iter().any(|tool| tool == name),
-                    ToolRule::All => is_plain(name),
-                });
-                if allowed
-                    && !kept.iter().any(|other| name.and_then(Value::as_str) == Some(other.name.as_str()))
-                    && let Some(described) = Described::read(tool)
-                {
-                    kept.push(Arc::new(described));
+                let Some(name) = tool.get("name").and_then(Value::as_str) else { continue };
+                let refused = match &self.server.tools {
+                    ToolRule::Only(allowed) if !allowed.iter().any(|tool| tool == name) => Some(Offer::NotAllowed),
+                    ToolRule::All if !is_plain(name) => Some(Offer::Unusable),
+                    _ => None,
+                };
+                if kept.iter().any(|other| other.name == name) {
+                    continue;
                 }
+                let as_shown = |offer| Tool::new(name, tool.get("description").and_then(Value::as_str), offer);
+                if let Some(offer) = refused {
+                    shown.push(as_shown(offer));
+                    continue;
+                }
+                let mut as_shown = as_shown(Offer::Offered);
+                match Described::read(tool) {
+                    Some(described) => kept.push(Arc::new(described)),
+                    None => as_shown.offer = Offer::Unusable,
+                }
+                shown.push(as_shown);
             }
             cursor = page.shift_remove("nextCursor").filter(Value::is_string);
             if cursor.is_none() {
                 break;
             }
         }
-        Ok(match self.server.tools {
+        let kept = match self.server.tools {
             ToolRule::Only(_) => kept,
             ToolRule::All => self.pin(session, kept),
-        })
+        };
+        self.show(shown, &kept, cursor.is_none());
+        Ok(kept)
+    }
+
+    /// For people: what was listed, and what of it is offered; of a whole list also what it lacks.
+    fn show(&self, mut shown: Vec<Tool>, kept: &[Arc<Described>], is_whole: bool) {
+        for tool in shown.iter_mut().filter(|tool| tool.offer == Offer::Offered) {
+            match kept.iter().find(|kept| kept.name == tool.name) {
+                // What the agent is told, which is what it said when its session began.
+                Some(kept) => *tool = Tool::new(&kept.name, kept.description(), Offer::Offered),
+                None => tool.offer = Offer::TooLate,
+            }
+        }
+        let missing: Vec<String> = match &self.server.tools {
+            ToolRule::Only(allowed) if is_whole => {
+                allowed.iter().filter(|name| !shown.iter().any(|tool| tool.name == **name)).cloned().collect()
+            }
+            _ => Vec::new(),
+        };
+        let names = missing.join(" ");
+        if self.seen.listed(shown, missing) && !names.is_empty() {
+            tracing::warn!(
+                server = %self.server.name,
+                source = self.server.source,
+                tools = %harmless_line(&names, ERROR_MOST),
+                "tiers.yaml allows tools that the MCP server does not have"
+            );
+        }
     }
 
     /// What of a list an open server is believed: all of the first one of a session, then only what was in that.
@@ -285,6 +327,10 @@ impl Session {
             Ok(Answered { outcome, size, generation, held })
         };
         let outcome = timeout_at(deadline, asked).await.unwrap_or(Err(SessionError::TimedOut));
+        match &outcome {
+            Ok(_) => self.seen.answered(),
+            Err(error) => self.seen.failed(&chain(error)),
+        }
         if let (Err(_), Some(generation)) = (&outcome, used) {
             self.forget(generation);
         }

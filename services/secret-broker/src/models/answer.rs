@@ -17,6 +17,7 @@ use policy::Denial;
 use service_kit::text::harmless_line;
 use tokio::time::timeout;
 
+use super::litellm::{self, LiteLlm};
 use crate::account::Account;
 use crate::body::{Body, bounded};
 use crate::ingress::wire::is_media_type;
@@ -48,10 +49,12 @@ const ENCRYPTED: [&str; 2] = ["privatemode-encrypted", "llm_provider-privatemode
 /// key, redirects, encoded or non-JSON content.
 pub(super) async fn pass(
     upstream: Response<Incoming>,
-    container: &str,
+    litellm: &LiteLlm,
+    model: &str,
     scrubber: &Arc<Scrubber>,
     mut account: Account,
 ) -> Result<Response<Body>, Refusal> {
+    let container = litellm::container(litellm.class());
     let (head, body) = upstream.into_parts();
     let status = head.status.as_u16();
     account.status = status;
@@ -72,7 +75,11 @@ pub(super) async fn pass(
         }
         StatusCode::OK => {}
         status if status.is_client_error() || status.is_server_error() => {
-            return Ok(error(status, &head.headers, body, container, account).await);
+            let not_listed = litellm.not_listed(model);
+            if not_listed.is_none() && matches!(status, StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST) {
+                litellm.doubt();
+            }
+            return Ok(error(status, &head.headers, body, container, not_listed, account).await);
         }
         _ => {
             return failed(
@@ -100,12 +107,14 @@ pub(super) async fn pass(
 }
 
 /// An error as the tier is told of it: its status, and nothing that LiteLLM or the model's host said. One thing is read in
-/// their text, because clients mend it by themselves: that the prompt is too long.
+/// their text, because clients mend it by themselves: that the prompt is too long. Where the provider does not list the
+/// model, that is most likely why, and it is said in those words.
 async fn error(
     status: StatusCode,
     headers: &HeaderMap,
     body: Incoming,
     container: &str,
+    not_listed: Option<Denial>,
     account: Account,
 ) -> Response<Body> {
     let trace_id = account.attempt().trace_id();
@@ -114,6 +123,9 @@ async fn error(
     let too_long =
         status.is_client_error() && TOO_LONG.iter().any(|needle| memchr::memmem::find(&text, needle).is_some());
     let (reason, detail, fix) = match status {
+        _ if let Some(Denial { reason, detail, fix }) = not_listed.filter(|_| !too_long) => {
+            (reason, format!("{detail}; the call failed with status {}", status.as_u16()), fix)
+        }
         _ if too_long => (
             "model-context-exceeded",
             "the prompt exceeds the context window of this model".to_owned(),

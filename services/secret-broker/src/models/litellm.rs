@@ -8,12 +8,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
-use std::net::SocketAddrV4;
-use std::path::PathBuf;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use assistant_proto::config::{Confidentiality, ModelRoute};
+use assistant_proto::config::{Confidentiality, LITELLM_PROVIDER_MODELS, ModelRoute};
+use futures::future::join_all;
 use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderValue, USER_AGENT};
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -25,8 +24,10 @@ use service_kit::files::read_secret;
 use service_kit::task::{OnEnd, Tasks};
 use service_kit::text::chain;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
+use super::provider::{Checkup, Provider};
 use crate::body::{self, Body};
 use crate::headers;
 use crate::journal::Recorded;
@@ -54,20 +55,20 @@ pub(super) fn container(class: Confidentiality) -> &'static str {
 #[derive(Debug)]
 pub struct Models {
     routes: Vec<ModelRoute>,
-    litellms: BTreeMap<Confidentiality, LiteLlm>,
+    litellms: BTreeMap<Confidentiality, Arc<LiteLlm>>,
 }
 
 /// One LiteLLM.
 pub(super) struct LiteLlm {
-    class: Confidentiality,
-    address: SocketAddrV4,
+    route: ModelRoute,
     key: Result<Secret, SecretProblem>,
-    key_file: PathBuf,
     client: RwLock<Pooled>,
     tasks: Tasks,
+    /// What is known of the models behind it.
+    pub(super) provider: Provider,
 }
 
-type Pooled = Client<HttpConnector, Body>;
+pub(super) type Pooled = Client<HttpConnector, Body>;
 
 impl Models {
     /// Reads the keys. One that cannot be used is no error here: calls that need it are refused.
@@ -75,7 +76,7 @@ impl Models {
     pub fn open(routes: Vec<ModelRoute>, tasks: &Tasks) -> Self {
         let mut litellms = BTreeMap::new();
         for route in &routes {
-            litellms.entry(route.confidential).or_insert_with(|| LiteLlm::new(route, tasks));
+            litellms.entry(route.confidential).or_insert_with(|| Arc::new(LiteLlm::new(route, tasks)));
         }
         Self { routes, litellms }
     }
@@ -91,12 +92,32 @@ impl Models {
 
     /// The LiteLLM that a permit is for. Always there: permits come from an offer, and offers from the same routes.
     pub(super) fn litellm(&self, permit: &ModelPermit) -> Option<&LiteLlm> {
-        self.litellms.get(&permit.confidential())
+        self.litellms.get(&permit.confidential()).map(Arc::as_ref)
+    }
+
+    /// Keeps what is known of the providers' models up to date until the service drains.
+    pub fn follow_providers(&self, draining: &CancellationToken) {
+        for litellm in self.litellms.values() {
+            let name = format!("model-names-{}", litellm.class().as_str());
+            let (litellm, draining) = (Arc::clone(litellm), draining.clone());
+            litellm.tasks.clone().spawn_restarting(name, move || {
+                let (litellm, draining) = (Arc::clone(&litellm), draining.clone());
+                async move {
+                    litellm.follow(draining).await;
+                    Ok(())
+                }
+            });
+        }
+    }
+
+    /// Whether the providers have the models that the stack names, asked for where what is known is not new enough.
+    pub(crate) async fn checkups(&self, anew: bool) -> Vec<Checkup> {
+        join_all(self.litellms.values().map(|litellm| litellm.checkup(anew))).await
     }
 
     /// Where calls of a class go.
     pub(super) fn port(&self, class: Confidentiality) -> Option<u16> {
-        self.litellms.get(&class).map(|litellm| litellm.address.port())
+        self.litellms.get(&class).map(|litellm| litellm.port())
     }
 
     /// The master key for a class, which its tiers must never see.
@@ -165,18 +186,20 @@ impl LiteLlm {
             let container = container(route.confidential);
             tracing::warn!(container, problem = %chain(problem), "LiteLLM's master key cannot be used; model calls are refused");
         }
-        Self {
-            class: route.confidential,
-            address: route.litellm,
-            key,
-            key_file: route.key_file.clone(),
-            client: RwLock::new(client(tasks, IDLE_MOST)),
-            tasks: tasks.clone(),
-        }
+        let client = RwLock::new(client(tasks, IDLE_MOST));
+        Self { route: route.clone(), key, client, tasks: tasks.clone(), provider: Provider::default() }
     }
 
     pub(super) fn port(&self) -> u16 {
-        self.address.port()
+        self.route.litellm.port()
+    }
+
+    pub(super) fn class(&self) -> Confidentiality {
+        self.route.confidential
+    }
+
+    pub(super) fn route(&self) -> &ModelRoute {
+        &self.route
     }
 
     /// The request as it goes out: its head is made here in full, and nothing of the tier's is in it.
@@ -189,20 +212,8 @@ impl LiteLlm {
         stream: bool,
         content: Vec<u8>,
     ) -> Result<Request<Body>, Refusal> {
-        let key = self.key.as_ref().map_err(|problem| {
-            Refusal::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                Denial::new(
-                    "litellm-key-missing",
-                    format!("the master key of {} cannot be used: {problem}", container(self.class)),
-                    format!("run deploy/up.sh again: tier-supervisor writes it to {}", self.key_file.display()),
-                ),
-            )
-        })?;
-        let bearer = Zeroizing::new(format!("Bearer {}", key.expose_to_model(permit)));
-        let mut authorization = HeaderValue::from_str(&bearer).map_err(|_| super::internal())?;
-        authorization.set_sensitive(true);
-        Request::post(format!("http://{}{}", self.address, super::COMPLETIONS))
+        let authorization = bearer(self.key()?.expose_to_model(permit))?;
+        Request::post(self.url(super::COMPLETIONS))
             .header(USER_AGENT, headers::USER_AGENT_VALUE)
             .header(CONTENT_TYPE, "application/json")
             .header(ACCEPT, if stream { "text/event-stream" } else { "application/json" })
@@ -213,14 +224,49 @@ impl LiteLlm {
             .map_err(|_| super::internal())
     }
 
+    /// The question for the provider's own list of models.
+    ///
+    /// # Errors
+    /// 503 `litellm-key-missing`.
+    pub(super) fn list_request(&self) -> Result<Request<Body>, Refusal> {
+        let authorization = bearer(self.key()?.expose_to_own_question())?;
+        Request::get(self.url(LITELLM_PROVIDER_MODELS))
+            .header(USER_AGENT, headers::USER_AGENT_VALUE)
+            .header(ACCEPT, "application/json")
+            .header(ACCEPT_ENCODING, "identity")
+            .header(AUTHORIZATION, authorization)
+            .body(body::empty())
+            .map_err(|_| super::internal())
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.route.litellm)
+    }
+
+    fn key(&self) -> Result<&Secret, Refusal> {
+        self.key.as_ref().map_err(|problem| {
+            Refusal::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                Denial::new(
+                    "litellm-key-missing",
+                    format!("the master key of {} cannot be used: {problem}", container(self.class())),
+                    format!("run deploy/up.sh again: tier-supervisor writes it to {}", self.route.key_file.display()),
+                ),
+            )
+        })
+    }
+
+    pub(super) fn client(&self) -> Pooled {
+        self.client.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Sends a call whose permit was stored, and waits for the head of its answer.
     pub(super) async fn send(
         &self,
         request: Request<Body>,
         _recorded: &Recorded,
     ) -> Result<Response<Incoming>, CallError> {
-        let client = self.client.read().unwrap_or_else(PoisonError::into_inner).clone();
-        match timeout(ANSWER_DEADLINE, client.request(request)).await {
+        match timeout(ANSWER_DEADLINE, self.client().request(request)).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) if error.is_connect() => Err(CallError::Unreachable(error)),
             Ok(Err(error)) => Err(CallError::Broken(error)),
@@ -231,8 +277,16 @@ impl LiteLlm {
 
 impl fmt::Debug for LiteLlm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LiteLlm").field("class", &self.class).field("address", &self.address).finish_non_exhaustive()
+        f.debug_struct("LiteLlm").field("route", &self.route).finish_non_exhaustive()
     }
+}
+
+/// A key as it is sent.
+fn bearer(key: &str) -> Result<HeaderValue, Refusal> {
+    let bearer = Zeroizing::new(format!("Bearer {key}"));
+    let mut authorization = HeaderValue::from_str(&bearer).map_err(|_| super::internal())?;
+    authorization.set_sensitive(true);
+    Ok(authorization)
 }
 
 /// A client that keeps at most `idle` connections.

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use assistant_proto::config::{BrokerConfig, McpServer};
+use assistant_proto::config::{BrokerConfig, McpServer, UpstreamModel};
 use assistant_proto::event::{TurnEnded, TurnStarted};
 use assistant_proto::name::TurnId;
 use aws_lc_rs::digest;
@@ -91,6 +91,8 @@ pub(crate) struct Setup {
     pub(crate) routes: &'static [&'static str],
     /// Where LiteLLM is, if not at the stand-in.
     pub(crate) litellm: Option<SocketAddrV4>,
+    /// What stands behind the stack's names of models.
+    pub(crate) upstream: Vec<UpstreamModel>,
 }
 
 impl Default for Setup {
@@ -103,6 +105,7 @@ impl Default for Setup {
             confidential: "none",
             routes: &["none"],
             litellm: None,
+            upstream: Vec::new(),
         }
     }
 }
@@ -167,7 +170,8 @@ impl Stand {
             .map(|class| {
                 json!({
                     "confidential": class, "litellm": litellm, "key_file": at("litellm.key"),
-                    "models": ["assistant", "thinker"],
+                    "models": ["assistant", "thinker"], "provider": "https://llm.example/v1",
+                    "upstream": setup.upstream,
                 })
             })
             .collect();

@@ -37,6 +37,8 @@ pub(crate) enum Mood {
     ListsLong,
     /// One tool more, and another description of one.
     ListsAnew,
+    /// Tools whose texts would act on a page or a terminal.
+    ListsHostile,
 }
 
 impl Server {
@@ -53,7 +55,13 @@ impl Server {
             }
         })
         .await;
-        McpServer { name: name.parse().unwrap(), address, token_file: "/set/by/the/stand".into(), tools }
+        McpServer {
+            name: name.parse().unwrap(),
+            address,
+            token_file: "/set/by/the/stand".into(),
+            tools,
+            source: "tiers.yaml:7".to_owned(),
+        }
     }
 
     pub(crate) fn set(&self, mood: Mood) {
@@ -93,6 +101,11 @@ impl Server {
             "tools/list" if mood == Mood::ListsLong => {
                 json!({"tools": [{"name": "other", "description": "x".repeat(100 * 1024)}], "nextCursor": "more"})
             }
+            "tools/list" if mood == Mood::ListsHostile => json!({"tools": [
+                {"name": "get_tasks", "description": "<script>alert(1)</script>\u{1b}[2J\u{202e}&\"'", "inputSchema": {"type": "object"}},
+                {"name": "</td><img src=x onerror=alert(1)>", "description": "x".repeat(5_000)},
+                {"name": "\u{202e}evil\u{0}", "description": {"not": "text"}},
+            ]}),
             "tools/list" if mood == Mood::ListsAnew => json!({"tools": [
                 {"name": "get_tasks", "description": "Deletes tasks."},
                 {"name": "added_later", "description": "New."},

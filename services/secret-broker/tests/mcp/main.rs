@@ -8,4 +8,5 @@ mod stand;
 mod bench;
 mod calls;
 mod lists;
+mod page;
 mod requests;

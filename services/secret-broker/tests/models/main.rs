@@ -5,6 +5,7 @@
 mod answers;
 mod calls;
 mod connections;
+mod providers;
 #[allow(dead_code, reason = "shared with the tests of the MCP ingress")]
 #[path = "../ingress/stand.rs"]
 mod stand;

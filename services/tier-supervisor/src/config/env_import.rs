@@ -17,6 +17,7 @@ use super::problem::{Problem, Problems, Report};
 use crate::files::{self, FileError};
 use meaning::{Meaning, Values};
 
+pub(crate) use meaning::model_variable;
 pub(super) use meaning::variable_of;
 
 /// What happened to a variable.

@@ -8,7 +8,7 @@ use assistant_proto::name::{ServerName, TierName};
 use super::catalog;
 use super::implied;
 use super::problem::{At, Report, suggestion};
-use super::tier::Server;
+use super::tier::{AllowedTools, Server};
 use super::tiers::{Sources, World};
 use super::tree::Fields;
 
@@ -61,7 +61,7 @@ pub(super) fn tools(
     servers: &[Server],
     complete: bool,
     report: &mut Report<'_>,
-) -> Vec<(ServerName, ToolRule)> {
+) -> Vec<AllowedTools> {
     if fields.node("tools").is_none() {
         for server in servers {
             let what = format!(
@@ -75,30 +75,35 @@ pub(super) fn tools(
                 format!("to narrow it: tools: [{{server: {}, allow: [<tool>]}}]", server.name),
             );
         }
-        return servers.iter().map(|server| (server.name.clone(), ToolRule::All)).collect();
+        let line = fields.at.line;
+        let all = |server: &Server| AllowedTools { server: server.name.clone(), rule: ToolRule::All, line };
+        return servers.iter().map(all).collect();
     }
     let named = named_tools(fields, servers, complete, report);
     servers
         .iter()
         .map(|server| {
-            let allow = named.iter().find(|(name, _)| *name == server.name).map(|(_, allow)| allow.clone());
-            let allow = allow.unwrap_or_default();
+            let rule = named.iter().find(|named| named.server == server.name);
+            let allow = rule.map(|named| named.allow.clone()).unwrap_or_default();
             if allow.is_empty() {
                 let fix = format!("add to the tier: tools: [{{server: {}, allow: [<tool>]}}]", server.name);
                 report.remark(fields.at, format!("no tool of MCP server {} is allowed", server.name), fix);
             }
-            (server.name.clone(), ToolRule::Only(allow))
+            let line = rule.map_or(fields.at.line, |named| named.line);
+            AllowedTools { server: server.name.clone(), rule: ToolRule::Only(allow), line }
         })
         .collect()
 }
 
-fn named_tools(
-    fields: &Fields<'_>,
-    servers: &[Server],
-    complete: bool,
-    report: &mut Report<'_>,
-) -> Vec<(ServerName, Vec<String>)> {
-    let mut tools: Vec<(ServerName, Vec<String>)> = Vec::new();
+/// An item of `tools`.
+struct Named {
+    server: ServerName,
+    allow: Vec<String>,
+    line: usize,
+}
+
+fn named_tools(fields: &Fields<'_>, servers: &[Server], complete: bool, report: &mut Report<'_>) -> Vec<Named> {
+    let mut tools: Vec<Named> = Vec::new();
     for node in fields.list("tools", report).unwrap_or_default() {
         let Some(rule) = Fields::of(node, "a tools rule", &["server", "allow"], report) else { continue };
         let allow = placed_words(&rule, "allow", is_tool, "name each tool as the server calls it; no \"*\"", report);
@@ -115,13 +120,14 @@ fn named_tools(
             }
             continue;
         };
-        if tools.iter().any(|(name, _)| *name == server.name) {
+        if tools.iter().any(|named| named.server == server.name) {
             report.problem(at, "this server has two tools rules", "join them");
         }
         for (at, tool) in &allow {
             implied::remark_tool(*at, tool, server, report);
         }
-        tools.push((server.name.clone(), allow.into_iter().map(|(_, tool)| tool.to_owned()).collect()));
+        let allow = allow.into_iter().map(|(_, tool)| tool.to_owned()).collect();
+        tools.push(Named { server: server.name.clone(), allow, line: rule.at.line });
     }
     tools
 }

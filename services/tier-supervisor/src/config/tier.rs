@@ -76,8 +76,8 @@ pub struct Tier {
     pub credentials: Vec<Credential>,
     /// What else it may reach.
     pub egress: Option<Egress>,
-    /// MCP server -> tools that may be listed and called. Every server of `servers` is in it once.
-    pub tools: Vec<(ServerName, ToolRule)>,
+    /// What of each MCP server may be listed and called. Every server of `servers` is in it once.
+    pub tools: Vec<AllowedTools>,
     /// Model, by the name tiers use.
     pub model: String,
     /// Whether its prompts may leave only through an attested route. There is a route of this class.
@@ -85,6 +85,17 @@ pub struct Tier {
     /// What its agent may use up.
     pub limits: TierLimits,
     /// Line of tiers.yaml at which it begins.
+    pub line: usize,
+}
+
+/// What of an MCP server may be listed and called.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AllowedTools {
+    /// Whose tools.
+    pub server: ServerName,
+    /// Which.
+    pub rule: ToolRule,
+    /// Line of tiers.yaml that says so; that of the tier where it has no `tools`.
     pub line: usize,
 }
 

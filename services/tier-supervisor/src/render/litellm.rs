@@ -5,7 +5,7 @@
 
 use std::net::SocketAddrV4;
 
-use assistant_proto::config::Confidentiality;
+use assistant_proto::config::{Confidentiality, LITELLM_PROVIDER_MODELS};
 use serde_json::{Value, json};
 
 use crate::addresses::{HOST_TEE, MODELS};
@@ -16,6 +16,10 @@ use crate::tokens::Token;
 
 /// Seconds that a model may take for an answer.
 const REQUEST_SECONDS: u32 = 600;
+/// Seconds that the provider may take to list its models. The broker waits for a little longer.
+const LIST_SECONDS: u32 = 8;
+/// What LiteLLM sends where nobody asks for a key.
+const NO_KEY: &str = "none";
 
 /// File of LiteLLM's master key beneath the broker's /etc/assistant.
 pub(crate) fn master_key_file(class: Confidentiality) -> String {
@@ -27,6 +31,15 @@ pub(crate) fn master_key(token: &Token) -> String {
     format!("sk-{}", token.expose())
 }
 
+/// Headers of the question for the provider's list. LiteLLM puts the key in, in its own process.
+fn list_headers(api_key: &str) -> Value {
+    let mut headers = json!({ "accept": "application/json", "accept-encoding": "identity" });
+    if let Some(headers) = headers.as_object_mut().filter(|_| api_key != NO_KEY) {
+        headers.insert("authorization".to_owned(), format!("Bearer {api_key}").into());
+    }
+    headers
+}
+
 pub(crate) fn litellm_config(parts: &Parts<'_>, class: Confidentiality) -> Result<String, DesiredError> {
     let missing = DesiredError::Missing { what: "a model route" };
     let (api_base, api_key, models) = match class {
@@ -34,14 +47,26 @@ pub(crate) fn litellm_config(parts: &Parts<'_>, class: Confidentiality) -> Resul
             let tee = SocketAddrV4::new(parts.address(MODELS, HOST_TEE)?, TEE_PORT);
             // The proxy puts in the account's key itself.
             let models = &parts.settings.tee.as_ref().ok_or(missing)?.models;
-            (format!("http://{tee}/v1"), "none", models)
+            (format!("http://{tee}/v1"), NO_KEY, models)
         }
         Confidentiality::None => {
             let model = parts.settings.model.as_ref().ok_or(missing)?;
-            let key = if model.key_secret.is_some() { "os.environ/MODEL_API_KEY" } else { "none" };
+            let key = if model.key_secret.is_some() { "os.environ/MODEL_API_KEY" } else { NO_KEY };
             (model.base_url.clone(), key, &model.models)
         }
     };
+    // The one other thing that LiteLLM passes on: the provider's own list of models, asked for by the broker alone.
+    let provider_models = json!({
+        "path": LITELLM_PROVIDER_MODELS,
+        "target": format!("{api_base}/models"),
+        "methods": ["GET"],
+        "include_subpath": false,
+        // By LiteLLM's master key. Nothing of the request that asks is passed on.
+        "auth": true,
+        "forward_headers": false,
+        "headers": list_headers(api_key),
+        "timeout": LIST_SECONDS,
+    });
     let list: Vec<Value> = models
         .iter()
         .map(|(name, upstream)| {
@@ -67,6 +92,7 @@ pub(crate) fn litellm_config(parts: &Parts<'_>, class: Confidentiality) -> Resul
             "disable_master_key_return": true,
             // Else it asks each endpoint for its list of models, at the start and every five minutes.
             "disable_model_info_refresh": true,
+            "pass_through_endpoints": [provider_models],
         },
         "litellm_settings": {
             "num_retries": 1,

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use assistant_proto::config::{
     AuditorConfig, BridgeConfig, BridgeTier, BrokerConfig, BrokerTier, ChannelEgress, Confidentiality, GATEWAY_PORT,
-    Inject, JAEGER_PORT, LITELLM_PORT, MCP_PORT, McpServer, ModelRoute, Place, Principal, PrincipalKind, Retention,
-    Rule, SQUID_FEED_PORT, SQUID_PORT, TelegramBot, ToolRule, Zone,
+    Inject, JAEGER_PORT, LITELLM_PORT, MCP_PORT, McpServer, Mode, ModelRoute, Place, Principal, PrincipalKind,
+    Retention, Rule, SQUID_FEED_PORT, SQUID_PORT, TelegramBot, ToolRule, UpstreamModel, Zone,
 };
 use assistant_proto::name::{PrincipalName, SecretName, TierName};
 use serde::Serialize;
@@ -16,7 +16,7 @@ use crate::addresses::{
     HOST_AGENT, HOST_AUDITOR, HOST_BROKER, HOST_JAEGER, HOST_SQUID, MODELS, TELEMETRY, TRANSIT, tier_network,
     tools_network,
 };
-use crate::config::{Channel, Credential, Egress, Server, Subject, Tier};
+use crate::config::{Channel, Credential, Egress, Server, Subject, Tier, model_variable};
 use crate::desired::containers::{DATA, ETC, Parts, agent_name, models, server_name};
 use crate::desired::outward::{has_messengers, has_route};
 use crate::desired::{DesiredError, SQUID_LOG_DIR};
@@ -64,9 +64,27 @@ fn model_routes(parts: &Parts<'_>) -> Result<Vec<ModelRoute>, DesiredError> {
                 litellm: SocketAddrV4::new(parts.address(MODELS, models::host(class))?, LITELLM_PORT),
                 key_file: PathBuf::from(ETC).join(master_key_file(class)),
                 models: models.keys().cloned().collect(),
+                provider: provider(parts, class),
+                upstream: models.iter().map(|(name, upstream)| upstream_model(parts, class, name, upstream)).collect(),
             })
         })
         .collect()
+}
+
+/// Whose models a class has, for people.
+fn provider(parts: &Parts<'_>, class: Confidentiality) -> String {
+    match class {
+        Confidentiality::Required => "PrivateMode".to_owned(),
+        Confidentiality::None => parts.settings.model.as_ref().map(|model| model.base_url.clone()).unwrap_or_default(),
+    }
+}
+
+fn upstream_model(parts: &Parts<'_>, class: Confidentiality, name: &str, upstream: &str) -> UpstreamModel {
+    let named_in = match parts.settings.mode {
+        Mode::Live => format!("{} in .env", model_variable(class, name)),
+        Mode::Drill => format!("model.models.{name} in supervisor.json"),
+    };
+    UpstreamModel { name: name.to_owned(), upstream: upstream.to_owned(), named_in }
 }
 
 /// Where the PEM files of [`Parts::roots`] are inside a container.
@@ -89,15 +107,13 @@ fn broker_tier(parts: &Parts<'_>, tier: &Tier) -> Result<BrokerTier, DesiredErro
     for server in &tier.servers {
         let name = server_name(&tier.name, &server.name)?;
         let address = parts.server_address(&tier.name, &server.name)?;
+        let tools = tier.tools.iter().find(|tools| tools.server == server.name);
         mcp_servers.push(McpServer {
             name: server.name.clone(),
             address: SocketAddrV4::new(address, MCP_PORT),
             token_file: PathBuf::from(ETC).join("wrappers").join(name.as_str()),
-            tools: tier
-                .tools
-                .iter()
-                .find(|(named, _)| *named == server.name)
-                .map_or(ToolRule::Only(Vec::new()), |(_, rule)| rule.clone()),
+            tools: tools.map_or(ToolRule::Only(Vec::new()), |tools| tools.rule.clone()),
+            source: format!("{}:{}", parts.config.file, tools.map_or(tier.line, |tools| tools.line)),
         });
         principals.push(Principal {
             token_sha256: parts.principal_token(&name)?.sha256(),

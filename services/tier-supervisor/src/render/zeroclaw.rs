@@ -196,10 +196,10 @@ fn auto_approve(tier: &Tier) -> Vec<String> {
 /// with it, and by `<server>_<tool>` otherwise; also every tool of a server that has no list and is not alone.
 fn hub_tool(tier: &Tier, server: &str, tool: &str) -> Option<String> {
     let lists = |rule: &ToolRule| matches!(rule, ToolRule::Only(names) if names.iter().any(|name| name == tool));
-    let (_, rule) = tier.tools.iter().find(|(name, _)| name.as_str() == server)?;
-    let is_alone = match rule {
+    let tools = tier.tools.iter().find(|tools| tools.server.as_str() == server)?;
+    let is_alone = match &tools.rule {
         ToolRule::All => tier.tools.len() == 1,
-        rule if lists(rule) => tier.tools.iter().filter(|(_, rule)| lists(rule)).count() == 1,
+        rule if lists(rule) => tier.tools.iter().filter(|tools| lists(&tools.rule)).count() == 1,
         ToolRule::Only(_) => return None,
     };
     Some(if is_alone { format!("{HUB}__{tool}") } else { format!("{HUB}__{server}_{tool}") })

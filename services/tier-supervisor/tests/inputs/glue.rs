@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use assistant_proto::config::{BrokerConfig, Confidentiality, Mode, Place, PrincipalKind, ToolRule};
 use serde_json::Value;
-use tier_supervisor::config::{Fate, Runtime, Tier, Tiers, import};
+use tier_supervisor::config::{AllowedTools, Fate, Runtime, Tier, Tiers, import};
 
 use crate::rendered::file;
 use crate::stack::{Stack, project};
@@ -97,7 +97,8 @@ fn there_are_three_tiers_with_every_field() {
             let [server] = tier.servers.as_slice() else { panic!() };
             assert_eq!(server.image, "zeroclaw/amazing-marvin-mcp:local");
             assert_eq!(server.env, [("AMAZING_MARVIN_API_KEY".to_owned(), "PLACEHOLDER_ONECLI_INJECTS".to_owned())]);
-            assert_eq!(tier.tools, [(server.name.clone(), ToolRule::All)]);
+            let line = tier.line;
+            assert_eq!(tier.tools, [AllowedTools { server: server.name.clone(), rule: ToolRule::All, line }]);
         }
         assert_eq!(third.identity, None);
         assert_eq!(third.runtime, Runtime::Docker);

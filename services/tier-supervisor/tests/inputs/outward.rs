@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use assistant_proto::config::{BridgeConfig, BrokerConfig};
+use assistant_proto::config::{BridgeConfig, BrokerConfig, LITELLM_PROVIDER_MODELS};
 use serde_json::{Value, json};
 use tier_supervisor::desired::{Content, Desired, Exit};
 use tier_supervisor::kernel;
@@ -224,6 +224,18 @@ fn each_litellm_goes_one_way_and_tells_nobody() {
         ]
     );
     assert_eq!(models(&tee), [row("assistant", "openai/gpt-oss-120b", "http://10.87.4.12:8080/v1", "none")]);
+    // The provider's own list, and no other path of it; the key is LiteLLM's to put in, where there is one.
+    let list = |config: &Value| {
+        let endpoints = config["general_settings"]["pass_through_endpoints"].as_array().unwrap();
+        let [endpoint] = endpoints.as_slice() else { panic!("{endpoints:?}") };
+        assert_eq!((&endpoint["path"], &endpoint["methods"]), (&LITELLM_PROVIDER_MODELS.into(), &json!(["GET"])));
+        assert_eq!((&endpoint["auth"], &endpoint["forward_headers"]), (&true.into(), &false.into()));
+        assert_eq!(endpoint["include_subpath"], false);
+        (endpoint["target"].clone(), endpoint["headers"].get("authorization").cloned())
+    };
+    let key = json!("Bearer os.environ/MODEL_API_KEY");
+    assert_eq!(list(&open), (json!("https://model.drill.example/v1/models"), Some(key)));
+    assert_eq!(list(&tee), (json!("http://10.87.4.12:8080/v1/models"), None));
     for config in [&open, &tee] {
         assert_eq!(config["general_settings"]["master_key"], "os.environ/LITELLM_MASTER_KEY");
         assert_eq!(config["general_settings"]["disable_model_info_refresh"], true);
@@ -251,6 +263,21 @@ fn each_litellm_goes_one_way_and_tells_nobody() {
             (route.confidential.as_str(), route.litellm.to_string(), file(&desired, "assistant-secret-broker", key))
         })
         .collect();
+    let upstream: Vec<_> = broker
+        .models
+        .iter()
+        .flat_map(|route| route.upstream.iter().map(|model| (route.provider.as_str(), model)))
+        .map(|(provider, model)| (provider, model.name.as_str(), model.upstream.as_str(), model.named_in.as_str()))
+        .collect();
+    let place = |name: &str| format!("model.models.{name} in supervisor.json");
+    assert_eq!(
+        upstream,
+        [
+            ("PrivateMode", "assistant", "gpt-oss-120b", place("assistant").as_str()),
+            ("https://model.drill.example/v1", "assistant", "drill-model", place("assistant").as_str()),
+            ("https://model.drill.example/v1", "thinker", "drill-model", place("thinker").as_str()),
+        ]
+    );
     let master = |name: &str| file(&desired, name, "keys/LITELLM_MASTER_KEY");
     assert_eq!(
         routes,

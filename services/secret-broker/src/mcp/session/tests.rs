@@ -81,9 +81,10 @@ impl Double {
             address,
             token_file,
             tools: ToolRule::Only(vec!["a".to_owned()]),
+            source: String::new(),
         };
         Self {
-            session: Session::new(server, tasks, Rooms::default().share()),
+            session: Session::new(server, tasks, Rooms::default().share(), Arc::default()),
             seen,
             release,
             _stop: stop.drop_guard(),
@@ -170,7 +171,7 @@ async fn a_deadline_holds_while_another_initialises() {
 async fn an_open_server_is_held_to_its_first_list() {
     let double = Double::start(&[]).await;
     let server = McpServer { tools: ToolRule::All, ..double.session.server().clone() };
-    let session = Session::new(server, double.session.tasks.clone(), Rooms::default().share());
+    let session = Session::new(server, double.session.tasks.clone(), Rooms::default().share(), Arc::default());
     let list = |names: &[&str], text: &str| -> Vec<Arc<Described>> {
         let entries = names.iter().map(|name| json!({"name": name, "description": text}));
         entries.filter_map(Described::read).map(Arc::new).collect()

@@ -9,6 +9,8 @@ use crate::refusal::Refusal;
 
 fn rebuilt(body: &[u8]) -> Result<Rebuilt, Refusal> {
     let route = ModelRoute {
+        provider: String::new(),
+        upstream: Vec::new(),
         confidential: Confidentiality::None,
         litellm: "10.87.4.11:4000".parse().unwrap(),
         key_file: "/none".into(),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use assistant_proto::config::Confidentiality;
 use assistant_proto::name::{SecretName, TierName};
 use serde_json::{Map, Value, json};
 use zeroize::Zeroizing;
@@ -35,6 +36,16 @@ const SETTINGS: [&str; 7] = [
     BOT_USERS,
     OTLP,
 ];
+
+/// The variable by which a person chooses what stands behind a name that tiers use.
+pub(crate) fn model_variable(class: Confidentiality, name: &str) -> &'static str {
+    match (class, name) {
+        (Confidentiality::None, "thinker") => "OPENAI_THINKER_MODEL",
+        (Confidentiality::None, _) => "OPENAI_MODEL",
+        (Confidentiality::Required, "thinker") => "PRIVATEMODE_THINKER_MODEL",
+        (Confidentiality::Required, _) => "PRIVATEMODE_MODEL",
+    }
+}
 
 /// Of PrivateMode's models, the one that a stack gets which names none.
 const PRIVATEMODE_MODEL: &str = "gpt-oss-120b";
