@@ -11,8 +11,8 @@ use assistant_proto::config::Confidentiality;
 use assistant_proto::tier::tier_service_server::TierService;
 use assistant_proto::tier::{
     ApplyTiersRequest, ApplyTiersResponse, CheckFloorRequest, CheckFloorResponse, Container, ContainerState,
-    ListTiersRequest, ListTiersResponse, PlanTiersRequest, PlanTiersResponse, Step, Tier, WatchStackRequest,
-    WatchStackResponse,
+    CreateLoginLinksRequest, CreateLoginLinksResponse, ListTiersRequest, ListTiersResponse, LoginLink,
+    PlanTiersRequest, PlanTiersResponse, Site, Step, Tier, WatchStackRequest, WatchStackResponse,
 };
 use futures::{Stream, StreamExt};
 use service_kit::host::Health;
@@ -21,8 +21,9 @@ use tokio_stream::wrappers::{ReceiverStream, WatchStream};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-use crate::desired::{ContainerSpec, TierSummary};
+use crate::desired::{ContainerSpec, Gate, TierSummary};
 use crate::engine::Engine;
+use crate::gates::{LinkError, Logins, Standing as GateStanding};
 use crate::observed::State;
 use crate::plan;
 use crate::reconciler::{Apply, LookError, Picture, Stack, Standing};
@@ -39,6 +40,7 @@ const TAKEN_WITHIN: Duration = Duration::from_secs(600);
 pub struct Control<E, V> {
     stack: Arc<Stack<E, V>>,
     applies: mpsc::Sender<Apply>,
+    logins: Arc<Logins>,
     health: Health,
     draining: CancellationToken,
 }
@@ -49,10 +51,11 @@ impl<E: Engine, V: Vm> Control<E, V> {
     pub fn new(
         stack: Arc<Stack<E, V>>,
         applies: mpsc::Sender<Apply>,
+        logins: Arc<Logins>,
         health: Health,
         draining: CancellationToken,
     ) -> Self {
-        Self { stack, applies, health, draining }
+        Self { stack, applies, logins, health, draining }
     }
 }
 
@@ -125,10 +128,38 @@ impl<E: Engine, V: Vm> TierService for Control<E, V> {
 
     async fn watch_stack(&self, _: Request<WatchStackRequest>) -> Result<Response<Self::WatchStackStream>, Status> {
         // The watch gives the current picture first.
-        let health = self.health.clone();
-        let answers = WatchStream::new(self.stack.watch()).map(move |picture| Ok(watched(&picture, &health)));
+        let (health, logins) = (self.health.clone(), Arc::clone(&self.logins));
+        let answers = WatchStream::new(self.stack.watch()).map(move |picture| Ok(watched(&picture, &health, &logins)));
         // An open watch must not hold up the end of the service.
         Ok(Response::new(Box::pin(answers.take_until(self.draining.clone().cancelled_owned()))))
+    }
+
+    async fn create_login_links(
+        &self,
+        request: Request<CreateLoginLinksRequest>,
+    ) -> Result<Response<CreateLoginLinksResponse>, Status> {
+        let wanted = request.into_inner().site;
+        let desired = Arc::clone(&self.stack.wanted().desired);
+        let sites: Vec<&Gate> = desired.gates.iter().filter(|gate| gate.site().is_some()).collect();
+        let one = sites.iter().any(|gate| gate.name == wanted);
+        if !one && !wanted.is_empty() {
+            let names: Vec<&str> = sites.iter().map(|gate| gate.name.as_str()).collect();
+            return Err(Status::not_found(format!("there is no such site; there are: {}", names.join(", "))));
+        }
+        let mut links = Vec::new();
+        for gate in sites.into_iter().filter(|gate| !one || gate.name == wanted) {
+            match self.logins.link(gate).await {
+                Ok(link) => links.push(LoginLink {
+                    site: link.site,
+                    url: link.url,
+                    expires_at: i64::try_from(link.expires).unwrap_or(i64::MAX),
+                }),
+                // Of many, those that are not open are told by the status.
+                Err(LinkError::NotOpen { .. }) if !one => {}
+                Err(error) => return Err(no_link(&error)),
+            }
+        }
+        Ok(Response::new(CreateLoginLinksResponse { links }))
     }
 }
 
@@ -149,6 +180,15 @@ fn status(error: &LookError) -> Status {
     }
 }
 
+/// The same for links.
+fn no_link(error: &LinkError) -> Status {
+    match error {
+        LinkError::NoSite { .. } | LinkError::NotOpen { .. } => Status::failed_precondition(error.to_string()),
+        LinkError::NoAnswer => Status::unavailable(error.to_string()),
+        LinkError::Random => Status::internal(error.to_string()),
+    }
+}
+
 fn step(step: &plan::Step) -> Step {
     Step { action: step.action.to_string(), reason: step.reason.clone() }
 }
@@ -164,7 +204,7 @@ fn tier(summary: &TierSummary) -> Tier {
     }
 }
 
-fn watched(picture: &Picture, health: &Health) -> WatchStackResponse {
+fn watched(picture: &Picture, health: &Health, logins: &Logins) -> WatchStackResponse {
     let (current_step, steps_done, steps_total) = match &picture.progress {
         Some(progress) => (progress.step.clone(), progress.done, progress.total),
         None => (String::new(), 0, 0),
@@ -185,7 +225,18 @@ fn watched(picture: &Picture, health: &Health) -> WatchStackResponse {
         configured_at: seconds(picture.configured_at),
         remarks: picture.desired.remarks.clone(),
         tiers: picture.desired.tiers.iter().map(tier).collect(),
+        sites: picture.desired.gates.iter().filter_map(|gate| site(gate, logins)).collect(),
     }
+}
+
+/// A gate that is a site, and how it stands.
+fn site(gate: &Gate, logins: &Logins) -> Option<Site> {
+    let problem = match logins.standing(gate) {
+        Some(GateStanding::Open) => String::new(),
+        Some(GateStanding::Closed(why)) => why,
+        None => "it is being opened".to_owned(),
+    };
+    Some(Site { name: gate.name.clone(), url: gate.site()?, problem })
 }
 
 /// Since 1970.

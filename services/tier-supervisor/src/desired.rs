@@ -7,6 +7,7 @@
 mod build;
 pub(crate) mod containers;
 mod flows;
+mod gate;
 mod hash;
 pub(crate) mod outward;
 mod role;
@@ -22,6 +23,8 @@ use assistant_proto::name::TierName;
 
 pub use crate::addresses::Ipv4Cidr;
 pub use build::desired;
+pub use gate::{Gate, GateKind, PAGES_IN_CONTAINER, PagesDirectory, Upstream, tools_site};
+pub(crate) use gate::{OWN_SITES, TOOLS_SITE, page_socket};
 pub use role::{Confinement, Role};
 
 /// The resolver of containers that need no names: their own loopback, where nothing listens on port 53. It never answers,
@@ -224,6 +227,8 @@ pub struct ContainerSpec {
     pub inert_default_route: bool,
     /// Directory in the VM in which the service binds its control socket; one of `mounts`.
     pub control: Option<ControlDirectory>,
+    /// Directory in the VM in which the service binds the sockets of its pages; one of `mounts`.
+    pub pages: Option<PagesDirectory>,
 }
 
 impl ContainerSpec {
@@ -439,26 +444,6 @@ pub enum Protocol {
     Tcp,
     /// UDP.
     Udp,
-}
-
-/// A loopback port of the VM that leads to a container.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Gate {
-    /// For people and logs.
-    pub name: String,
-    /// Always on 127.0.0.1.
-    pub listen: SocketAddrV4,
-    /// The container's address and port.
-    pub target: SocketAddrV4,
-    /// How it is joined.
-    pub kind: GateKind,
-}
-
-/// How a gate joins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum GateKind {
-    /// Byte by byte; what is behind it authenticates by itself.
-    Tcp,
 }
 
 /// Something that Squid may connect to beside port 443 of public addresses: for a service's user alone, which Squid sees

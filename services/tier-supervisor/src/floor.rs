@@ -10,6 +10,7 @@
 //! [`check`] blocks; async callers go through `spawn_blocking`.
 
 mod confined;
+mod gates;
 mod members;
 
 use std::collections::BTreeMap;
@@ -54,10 +55,12 @@ pub fn check(desired: &Desired, ports: &[ContainerPort], engine: Engine<'_>) -> 
     verdicts.push(kernel_table(desired, ports));
     verdicts.push(no_ipv6(desired, ports));
     verdicts.push(drill_routes(desired));
+    verdicts.push(gates::on_loopback(desired));
     let reader = Reader::new(engine.socket);
     for spec in &desired.containers {
         verdicts.push(restart_policy(spec, engine));
         verdicts.push(readable_files(spec));
+        verdicts.extend(gates::page_sockets(spec));
         let running = engine.containers.iter().find(|container| container.name == spec.name);
         match running.and_then(Container::pid) {
             Some(pid) => {

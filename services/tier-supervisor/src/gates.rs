@@ -1,52 +1,44 @@
-//! The loopback gates: `127.0.0.1:<port>` of the VM, joined to a container.
+//! The loopback gates: `127.0.0.1:<port>` of the VM, joined to a container. NATS byte by byte, because it authenticates by
+//! itself; every page as a site of its own, `http://<name>.localhost:<port>`, behind a login.
 //!
 //! A process of its own, as another user, with neither the Docker socket nor any capability: what listens where every
 //! local user and every web page can knock must not be the process that can do everything. This module owns both halves:
-//! [`supervise`] runs in tier-supervisor and keeps the process alive; [`main`] is the process
-//! (`tier-supervisor gates --config -`).
+//! [`supervise`] and [`Logins`] are in tier-supervisor and keep the process alive; [`main`] is the process
+//! (`tier-supervisor gates`).
 //!
-//! The gates' configuration is one line of JSON on standard input, which then stays open: when tier-supervisor ends,
-//! however it ends, the gates see the end of their input and go too. It holds no secret.
+//! The gates are told what to do by lines of JSON on standard input, which stays open: when tier-supervisor ends, however
+//! it ends, the gates see the end of their input and go too. None of the lines holds a secret: tickets and sessions are
+//! hashes. What the gates' process knows, tier-supervisor knows as well, so that one that is started anew goes on where
+//! the last one ended.
 
-mod holder;
+mod admission;
+mod forward;
 mod join;
+mod judge;
+mod listen;
+mod logins;
+mod page;
 mod process;
+mod site;
+pub(crate) mod sockets;
+mod told;
 
 use std::net::SocketAddrV4;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use service_kit::host::Health;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::desired::{Gate, GateKind};
+use crate::desired::Gate;
 use crate::kernel::GATES_UID;
-use process::{Child, End};
+use process::Child;
+use told::{Line, Told};
 
-pub use join::main;
-
-/// A gate as its process is told.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Line {
-    name: String,
-    listen: SocketAddrV4,
-    target: SocketAddrV4,
-}
-
-/// What the process says on standard output, one line of JSON each.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum Said {
-    /// Every gate listens.
-    Ready,
-    /// Somebody else listens there.
-    Occupied { name: String, listen: SocketAddrV4 },
-    /// It cannot listen there for another reason, or its configuration makes no sense.
-    Failed { why: String },
-}
+pub use listen::main;
+pub use logins::{Link, LinkError, Logins, Standing, TICKET_SECONDS};
 
 const PART: &str = "gates";
 const FIRST_RETRY: Duration = Duration::from_millis(500);
@@ -73,21 +65,31 @@ impl Program {
     }
 }
 
+/// How a process came to its end.
+enum End {
+    /// The supervisor ends.
+    Stopped,
+    /// There are no gates any more.
+    NotNeeded,
+    /// By itself, or because it did not listen to us; one sentence.
+    Failed(String),
+}
+
 /// Keeps the gates' process running with the newest list of gates until `stop`. Health part `gates`: fine while every
-/// gate listens; otherwise one sentence that names the port and who holds it.
+/// gate listens; otherwise a sentence for each that does not, which names the port and who holds it.
 ///
 /// # Errors
 /// Never by itself; whatever goes wrong is reported and tried again.
 pub async fn supervise(
     program: Program,
     mut gates: watch::Receiver<Vec<Gate>>,
+    logins: Arc<Logins>,
     health: Health,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut delay = FIRST_RETRY;
     loop {
-        let wanted: Vec<Line> = gates.borrow_and_update().iter().map(Line::from).collect();
-        if wanted.is_empty() {
+        if gates.borrow_and_update().is_empty() {
             health.report(PART, Ok(()));
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
@@ -96,21 +98,19 @@ pub async fn supervise(
             continue;
         }
         let born = tokio::time::Instant::now();
-        let end = match Child::spawn(&program, &wanted).await {
-            // Both arms besides the end are cancel-safe; the child is killed when it is dropped.
-            Ok(mut child) => tokio::select! {
-                () = stop.cancelled() => { child.end().await; return Ok(()) }
-                changed = gates.changed() => {
-                    child.end().await;
-                    if changed.is_err() { return Ok(()) }
-                    delay = FIRST_RETRY;
-                    continue;
-                }
-                end = child.watch(|| health.report(PART, Ok(()))) => end,
-            },
-            Err(why) => End { why: format!("the gates' process cannot be started: {why}") },
+        let end = match Child::spawn(&program) {
+            Ok(child) => live(child, &mut gates, &logins, &health, &stop).await,
+            Err(why) => End::Failed(format!("the gates' process cannot be started: {why}")),
         };
-        health.report(PART, Err(end.why));
+        logins.ended();
+        match end {
+            End::Stopped => return Ok(()),
+            End::NotNeeded => {
+                delay = FIRST_RETRY;
+                continue;
+            }
+            End::Failed(why) => health.report(PART, Err(why)),
+        }
         if born.elapsed() > HEALTHY_AFTER {
             delay = FIRST_RETRY;
         }
@@ -122,15 +122,71 @@ pub async fn supervise(
     }
 }
 
-impl From<&Gate> for Line {
-    fn from(gate: &Gate) -> Self {
-        match gate.kind {
-            GateKind::Tcp => Self { name: gate.name.clone(), listen: gate.listen, target: gate.target },
+/// One process, from its first line to its end.
+async fn live(
+    mut child: Child,
+    gates: &mut watch::Receiver<Vec<Gate>>,
+    logins: &Logins,
+    health: &Health,
+    stop: &CancellationToken,
+) -> End {
+    let (known, mut tickets) = logins.begin();
+    let mut news: Vec<Told> = known;
+    news.push(tell_gates(gates, logins));
+    loop {
+        for told in news.drain(..) {
+            if let Err(error) = child.tell(&told).await {
+                child.end(logins).await;
+                return End::Failed(format!("the gates' process does not listen ({error}); it is started again"));
+            }
+        }
+        report(&gates.borrow(), logins, health);
+        // All arms are cancel-safe; the child is killed when it is dropped.
+        tokio::select! {
+            () = stop.cancelled() => { child.end(logins).await; return End::Stopped }
+            changed = gates.changed() => {
+                if changed.is_err() || gates.borrow().is_empty() {
+                    child.end(logins).await;
+                    return if changed.is_err() { End::Stopped } else { End::NotNeeded };
+                }
+                news.push(tell_gates(gates, logins));
+            }
+            Some(ticket) = tickets.recv() => news.push(Told::Ticket(ticket)),
+            said = child.hear() => match said {
+                Some(said) => child.note(said, logins).await,
+                None => return End::Failed(child.wait().await),
+            },
         }
     }
 }
 
-/// Where the configuration comes from: `-` is standard input.
-fn is_standard_input(config: &Path) -> bool {
-    config.as_os_str() == "-"
+fn tell_gates(gates: &mut watch::Receiver<Vec<Gate>>, logins: &Logins) -> Told {
+    let gates = gates.borrow_and_update();
+    logins.wanted(&gates);
+    Told::Gates(gates.iter().map(Line::from).collect())
+}
+
+/// Says nothing while a gate has not been heard of, unless another one is known not to be open.
+fn report(gates: &[Gate], logins: &Logins, health: &Health) {
+    let standing: Vec<Option<Standing>> = gates.iter().map(|gate| logins.standing(gate)).collect();
+    let closed: Vec<&str> = standing
+        .iter()
+        .filter_map(|standing| match standing {
+            Some(Standing::Closed(why)) => Some(why.as_str()),
+            Some(Standing::Open) | None => None,
+        })
+        .collect();
+    if !closed.is_empty() {
+        health.report(PART, Err(closed.join("; ")));
+    } else if standing.iter().all(|standing| *standing == Some(Standing::Open)) {
+        health.report(PART, Ok(()));
+    }
+}
+
+/// That a gate's port is taken, and what to do.
+fn occupied(name: &str, listen: SocketAddrV4, holder: &str) -> String {
+    let port = listen.port();
+    format!(
+        "port {port} on 127.0.0.1, the gate to {name}, is taken by {holder}: stop it (find it with: ss -ltnp 'sport = :{port}')"
+    )
 }

@@ -20,6 +20,7 @@ pub mod gates;
 pub mod home;
 pub mod kernel;
 pub mod lock;
+pub mod login;
 pub mod netns;
 pub mod nflog;
 pub mod observed;

@@ -9,7 +9,7 @@ use tier_supervisor::config::{self, Fate, Images, Settings};
 use tier_supervisor::engine::docker::{self, Docker};
 use tier_supervisor::lock::Lock;
 use tier_supervisor::supervisor::{self, Supervisor};
-use tier_supervisor::{down, gates, status};
+use tier_supervisor::{down, gates, login, status};
 
 /// Exit status for a configuration that cannot be used.
 const EXIT_CONFIG: u8 = 2;
@@ -41,12 +41,10 @@ enum Command {
     Status(status::Arguments),
     /// Stops and removes everything of the stack. The supervisor itself must have been stopped.
     Down(down::Arguments),
-    /// Joins loopback ports to containers. Started by the supervisor, as a user of its own.
-    Gates {
-        /// The gates, one line of JSON; `-` is standard input.
-        #[arg(long)]
-        config: PathBuf,
-    },
+    /// Prints links that log a browser in to the stack's pages. Each works once, within ten minutes.
+    Login(login::Arguments),
+    /// Joins loopback ports to containers. Started by the supervisor, as a user of its own; told on standard input.
+    Gates,
 }
 
 #[derive(Debug, clap::Args)]
@@ -93,7 +91,8 @@ fn main() -> ExitCode {
             down::run(&Docker::at(Path::new(docker::SOCKET)), &arguments).await?;
             Ok(ExitCode::SUCCESS)
         }),
-        Command::Gates { config } => gates::main(&config),
+        Command::Login(arguments) => now(async { Ok(login::run(&arguments).await?) }),
+        Command::Gates => gates::main(),
     }
 }
 

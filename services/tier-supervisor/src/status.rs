@@ -107,7 +107,7 @@ async fn watch(socket: &Path) -> Result<Streaming<WatchStackResponse>, StatusErr
     Ok(client.watch_stack(WatchStackRequest {}).await.map_err(|status| no_answer(&status))?.into_inner())
 }
 
-async fn connect(socket: &Path) -> Result<Channel, StatusError> {
+pub(crate) async fn connect(socket: &Path) -> Result<Channel, StatusError> {
     // Asked first: the client library does not say why it cannot connect.
     if let Err(error) = tokio::net::UnixStream::connect(socket).await {
         return Err(match error.kind() {

@@ -137,6 +137,7 @@ pub struct Supervisor {
     principals: watch::Receiver<Arc<Principals>>,
     ledger: Ledger,
     standing: Arc<Standing>,
+    logins: Arc<gates::Logins>,
     health: Health,
     draining: tokio_util::sync::CancellationToken,
 }
@@ -160,18 +161,24 @@ impl Service for Supervisor {
         let (wanted, known) = watch::channel(Wanted::new(desired));
         let stack = Arc::new(Stack::new(Docker::at(engine_socket), vm, cx.bus.clone(), known));
         let (applies, received) = mpsc::channel(APPLIES);
+        let logins = Arc::default();
         let (health, draining) = (cx.health.clone(), cx.shutdown.draining());
-        Ok(Self { settings, stack, wanted, applies, received, principals, ledger, standing, health, draining })
+        Ok(Self { settings, stack, wanted, applies, received, principals, ledger, standing, logins, health, draining })
     }
 
     fn control(&self) -> Routes {
-        let control =
-            Control::new(Arc::clone(&self.stack), self.applies.clone(), self.health.clone(), self.draining.clone());
+        let control = Control::new(
+            Arc::clone(&self.stack),
+            self.applies.clone(),
+            Arc::clone(&self.logins),
+            self.health.clone(),
+            self.draining.clone(),
+        );
         Routes::new(TierServiceServer::new(control))
     }
 
     async fn start(self, cx: &Context) -> anyhow::Result<()> {
-        let Self { settings, stack, wanted, received, principals, ledger, standing, draining, .. } = self;
+        let Self { settings, stack, wanted, received, principals, ledger, standing, logins, draining, .. } = self;
         let wake = Arc::new(Notify::new());
 
         let turns = Turns::new();
@@ -199,7 +206,7 @@ impl Service for Supervisor {
         let (gates_wanted, gates_known) = watch::channel(wanted.borrow().desired.gates.clone());
         let (health, stop) = (cx.health.clone(), draining.clone());
         cx.tasks.spawn_restarting("gates", move || {
-            gates::supervise(program.clone(), gates_known.clone(), health.clone(), stop.clone())
+            gates::supervise(program.clone(), gates_known.clone(), Arc::clone(&logins), health.clone(), stop.clone())
         });
         let (mut newest, stop) = (wanted.subscribe(), draining.clone());
         cx.tasks.spawn("gates-wanted", OnEnd::Expected, async move {

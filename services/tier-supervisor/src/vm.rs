@@ -5,6 +5,7 @@
 //! modules that know how. It decides nothing: what is to be done stands in the desired state, when in the plan.
 
 mod kernel_table;
+pub(crate) mod pages;
 mod ready;
 mod rendered;
 mod sockets;
@@ -71,7 +72,7 @@ pub trait Vm: Send + Sync + 'static {
     /// Writes a container's rendered files and removes strangers among them.
     fn write_files(&self, spec: &ContainerSpec) -> impl Future<Output = Result<(), VmError>> + Send;
 
-    /// Makes the directory of a container's control socket and the link to it.
+    /// Makes the directories of a container's control socket and of its pages' sockets, and the link to the former.
     fn open_sockets(&self, spec: &ContainerSpec) -> impl Future<Output = Result<(), VmError>> + Send;
 
     /// Gives a running container's namespace what it needs.
@@ -189,7 +190,7 @@ impl Vm for Linux {
                 table: table.compare(&desired, &containers),
                 routes_stand: kernel_table::routes_stand(&desired),
                 stale_files: names(&|spec| rendered::is_stale(&render_dir, spec)),
-                stale_sockets: names(&|spec| sockets.is_stale(spec)),
+                stale_sockets: names(&|spec| sockets.is_stale(spec) || pages::is_stale(spec)),
                 squid_log,
             })
         })
@@ -231,7 +232,7 @@ impl Vm for Linux {
 
     async fn open_sockets(&self, spec: &ContainerSpec) -> Result<(), VmError> {
         let (sockets, spec) = (Arc::clone(&self.sockets), spec.clone());
-        blocking(move || sockets.open(&spec)).await
+        blocking(move || sockets.open(&spec).and_then(|()| pages::open(&spec))).await
     }
 
     async fn prepare(&self, pid: u32, desired: &Arc<Desired>, spec: &ContainerSpec) -> Result<(), VmError> {

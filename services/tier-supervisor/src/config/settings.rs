@@ -131,6 +131,15 @@ impl Settings {
         if problems.is_empty() { Ok(settings) } else { Err(SettingsError::Values { path: path.to_owned(), problems }) }
     }
 
+    /// Directory of the directories in which services bind the sockets of their pages: beside that of the control sockets,
+    /// because other people come there.
+    #[must_use]
+    pub fn pages_dir(&self) -> PathBuf {
+        let mut name = self.run_dir.file_name().unwrap_or_default().to_owned();
+        name.push("-pages");
+        self.run_dir.with_file_name(name)
+    }
+
     /// Every value that is wrong, a sentence each.
     #[must_use]
     pub fn problems(&self) -> Vec<String> {

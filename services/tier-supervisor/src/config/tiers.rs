@@ -16,6 +16,7 @@ use super::route::ModelSettings;
 use super::settings::Settings;
 use super::tier::{Server, Tier, tier};
 use super::tree::{self, Fields};
+use crate::desired::{OWN_SITES, TOOLS_SITE};
 use crate::files::{self, FileError};
 use crate::tokens::SQUID_MODELS_USER;
 
@@ -339,6 +340,10 @@ fn unique(node: &tree::Node, ports: &mut Vec<(u16, String)>, names: &mut Vec<Str
         if name == SQUID_MODELS_USER || RESERVED_NAMES.contains(&name.as_str()) {
             report.problem(at, format!("\"{name}\" is the name of a service's user at Squid"), "rename the tier");
         }
+        // Each page is a site of its own name, and the tier's dashboard has the tier's.
+        if OWN_SITES.contains(&name.as_str()) || names.iter().any(|other| are_one_site(name, other)) {
+            report.problem(at, format!("{name}.localhost is the site of another page"), "rename the tier");
+        }
         if names.contains(name) {
             report.problem(at, format!("there are two tiers with the name {name}"), "rename one");
         }
@@ -353,6 +358,12 @@ fn unique(node: &tree::Node, ports: &mut Vec<(u16, String)>, names: &mut Vec<Str
         let owner = tier.map_or("another tier", |(_, name)| name);
         ports.push((port, format!("\"{}\" of {owner}", entry.key)));
     }
+}
+
+/// Whether the dashboard of one would have the name of the other's page about MCP servers.
+fn are_one_site(one: &str, other: &str) -> bool {
+    let about = |tier: &str, page: &str| page.strip_prefix(TOOLS_SITE) == Some(tier);
+    about(one, other) || about(other, one)
 }
 
 fn dedup(problems: &mut Vec<Problem>) {

@@ -1,12 +1,8 @@
 //! Puts the desired state together: networks, volumes, containers in their order, flows, gates.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
-
-use assistant_proto::config::NATS_PORT;
-
 use super::containers::{self, Parts};
-use super::{Desired, DesiredError, Gate, GateKind, NetworkKind, NetworkSpec, TierSummary, flows, outward};
-use crate::addresses::{self, Addresses, BUS, EGRESS, FIXED_NETWORKS, HOST_NATS, MODELS, TELEMETRY, TRANSIT};
+use super::{Desired, DesiredError, NetworkKind, NetworkSpec, TierSummary, flows, gate, outward};
+use crate::addresses::{self, Addresses, BUS, EGRESS, FIXED_NETWORKS, MODELS, TELEMETRY, TRANSIT};
 use crate::config::{Endpoint, EndpointHost, Images, Scheme, Settings, Tiers};
 use crate::prepare::Material;
 
@@ -26,13 +22,7 @@ pub fn desired(
     let networks = networks(&parts)?;
     let (containers, volumes) = containers::all(&parts)?;
     let flows = flows::flows(&containers);
-    let nats = addresses.host(BUS, HOST_NATS).ok_or(DesiredError::Missing { what: "the address of NATS" })?;
-    let gates = vec![Gate {
-        name: "nats".to_owned(),
-        listen: SocketAddrV4::new(Ipv4Addr::LOCALHOST, NATS_PORT),
-        target: SocketAddrV4::new(nats, NATS_PORT),
-        kind: GateKind::Tcp,
-    }];
+    let gates = gate::gates(&parts, &containers)?;
     let tiers = config
         .tiers
         .iter()

@@ -6,6 +6,8 @@ pub(crate) mod models;
 mod sandbox;
 mod tiers;
 
+pub(super) use infrastructure::GRAFANA_GATE;
+
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
@@ -14,7 +16,8 @@ use assistant_proto::name::{PrincipalName, ServerName, TierName};
 
 use super::{
     ASSISTANT_GID, Attachment, Confinement, ContainerSpec, Content, ControlDirectory, DesiredError, EnvVar, Limits,
-    LogCap, Mount, MountSource, Ready, RenderedFile, Role, SILENT_RESOLVER, VolumeSpec,
+    LogCap, Mount, MountSource, PAGES_IN_CONTAINER, PagesDirectory, Ready, RenderedFile, Role, SILENT_RESOLVER,
+    VolumeSpec,
 };
 use crate::addresses::{Addresses, BUS, HOST_COLLECTOR, HOST_NATS, TELEMETRY};
 use crate::config::{Images, Settings, Tiers};
@@ -173,6 +176,7 @@ impl Parts<'_> {
             working_dir: None,
             inert_default_route: false,
             control: None,
+            pages: None,
         };
         spec.mounts.push(Mount {
             source: MountSource::Bind(self.settings.render_dir(name).join("etc")),
@@ -258,6 +262,17 @@ impl Parts<'_> {
         let link = self.settings.run_dir.join(format!("{name}.sock"));
         spec.control = Some(ControlDirectory { path, uid, gid: ASSISTANT_GID, link });
         Ok(spec)
+    }
+
+    /// The directory in which a service binds the sockets of its pages.
+    fn pages(&self, spec: &mut ContainerSpec, service: &str) {
+        let pages = PagesDirectory::of(self.settings, service, spec.uid);
+        spec.mounts.push(Mount {
+            source: MountSource::Bind(pages.path.clone()),
+            target: PAGES_IN_CONTAINER.to_owned(),
+            read_only: false,
+        });
+        spec.pages = Some(pages);
     }
 }
 

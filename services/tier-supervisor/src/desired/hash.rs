@@ -75,6 +75,7 @@ pub(super) fn spec_hash(spec: &ContainerSpec) -> String {
         working_dir,
         inert_default_route,
         control,
+        pages,
     } = spec;
     let mut feed = Feed(Context::new(&SHA256));
     feed.number("format", FORMAT);
@@ -140,5 +141,6 @@ pub(super) fn spec_hash(spec: &ContainerSpec) -> String {
     feed.text("working directory", working_dir.as_deref().unwrap_or_default());
     feed.number("inert route", *inert_default_route);
     feed.text("control", &control.as_ref().map(|held| format!("{held:?}")).unwrap_or_default());
+    feed.text("pages", &pages.as_ref().map(|held| format!("{held:?}")).unwrap_or_default());
     hex::encode(feed.0.finish().as_ref())
 }

@@ -2,36 +2,37 @@
 
 use std::io;
 use std::process::Stdio;
+use std::time::Duration;
 
+use futures::StreamExt;
 use service_kit::text::harmless_line;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::AsyncWriteExt;
 use tokio::process::{ChildStdin, ChildStdout, Command};
+use tokio_util::codec::{FramedRead, LinesCodec};
 
-use super::{Line, Program, Said, holder};
+use super::Program;
+use super::logins::{Logins, Standing};
+use super::sockets;
+use super::told::{MOST_LINE, Said, Told};
 
-/// What it may say in one line.
-const MOST_LINE: u64 = 4096;
-
-/// How it ended.
-#[derive(Debug)]
-pub(super) struct End {
-    /// One sentence: what, and what to do.
-    pub(super) why: String,
-}
+/// It reads as soon as it is told something.
+const TAKEN_WITHIN: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub(super) struct Child {
     child: tokio::process::Child,
     /// Its lifeline: closed, it ends.
-    input: Option<ChildStdin>,
-    output: BufReader<tokio::io::Take<ChildStdout>>,
+    input: ChildStdin,
+    output: FramedRead<ChildStdout, LinesCodec>,
+    /// What it said was wrong with itself.
+    failed: Option<String>,
 }
 
 impl Child {
-    pub(super) async fn spawn(program: &Program, gates: &[Line]) -> io::Result<Self> {
+    pub(super) fn spawn(program: &Program) -> io::Result<Self> {
         let mut command = Command::new(&program.path);
         command
-            .args(["gates", "--config", "-"])
+            .arg("gates")
             .env_clear()
             .current_dir("/")
             .stdin(Stdio::piped())
@@ -44,59 +45,74 @@ impl Child {
         }
         let mut child = command.spawn()?;
         let lost = || io::Error::other("a pipe is missing");
-        let mut input = child.stdin.take().ok_or_else(lost)?;
-        let output = BufReader::new(child.stdout.take().ok_or_else(lost)?.take(MOST_LINE));
-        let mut line = serde_json::to_vec(gates)?;
-        line.push(b'\n');
-        input.write_all(&line).await?;
-        input.flush().await?;
-        Ok(Self { child, input: Some(input), output })
+        let input = child.stdin.take().ok_or_else(lost)?;
+        let output = child.stdout.take().ok_or_else(lost)?;
+        let output = FramedRead::new(output, LinesCodec::new_with_max_length(MOST_LINE));
+        Ok(Self { child, input, output, failed: None })
     }
 
-    /// Waits for its end; calls `ready` when it says that every gate listens.
-    pub(super) async fn watch(&mut self, ready: impl Fn()) -> End {
-        let mut why = None;
-        let mut line = String::new();
-        loop {
-            line.clear();
-            self.output.get_mut().set_limit(MOST_LINE);
-            match self.output.read_line(&mut line).await {
-                Ok(0) | Err(_) => break,
-                Ok(_) => match serde_json::from_str(&line) {
-                    Ok(Said::Ready) => ready(),
-                    Ok(said) => why = Some(sentence(&said).await),
-                    Err(_) => why = Some("the gates' process says something that is not understood".to_owned()),
-                },
+    /// Tells it something.
+    pub(super) async fn tell(&mut self, told: &Told) -> io::Result<()> {
+        let mut line = serde_json::to_vec(told)?;
+        line.push(b'\n');
+        let write = async {
+            self.input.write_all(&line).await?;
+            self.input.flush().await
+        };
+        tokio::time::timeout(TAKEN_WITHIN, write).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    /// Hears what it says next; none when it says nothing any more. Cancel-safe.
+    pub(super) async fn hear(&mut self) -> Option<Said> {
+        let line = self.output.next().await?.ok()?;
+        let not_understood = |_| Said::Failed { why: "their process says something that is not understood".to_owned() };
+        Some(serde_json::from_str(&line).unwrap_or_else(not_understood))
+    }
+
+    /// Notes what it said.
+    pub(super) async fn note(&mut self, said: Said, logins: &Logins) {
+        match said {
+            Said::Open { listen } => logins.stands(listen, Standing::Open),
+            Said::Occupied { name, listen } => {
+                let holder = tokio::task::spawn_blocking(move || sockets::who_listens(listen)).await.ok().flatten();
+                let holder = holder.unwrap_or_else(|| "another program".to_owned());
+                let sentence = super::occupied(&name, listen, &holder);
+                logins.stands(listen, Standing::Closed(format!("{sentence}; the gate then opens by itself")));
+            }
+            Said::Closed { name, listen, why } => {
+                let why = format!("the gate to {name} does not open at {listen}: {}", harmless_line(&why, 400));
+                logins.stands(listen, Standing::Closed(why));
+            }
+            Said::Knows { ticket } => logins.knows(ticket),
+            Said::LoggedIn { ticket, session } => logins.logged_in(ticket, session),
+            Said::LoggedOut { session } => logins.logged_out(session),
+            Said::Failed { why } => {
+                self.failed = Some(format!("the gates do not open: {}", harmless_line(&why, 400)));
             }
         }
+    }
+
+    /// Waits for its end, and says in one sentence why it came.
+    pub(super) async fn wait(mut self) -> String {
+        drop(self.input);
         let status = self.child.wait().await;
-        let ended = || match status {
+        self.failed.unwrap_or_else(|| match status {
             Ok(status) => format!("the gates' process ended ({status}); it is started again"),
             Err(error) => format!("the gates' process is lost: {error}"),
-        };
-        End { why: why.unwrap_or_else(ended) }
+        })
     }
 
-    /// Ends it and waits until it is gone, so that its ports are free.
-    pub(super) async fn end(&mut self) {
-        self.input = None;
+    /// Ends it and waits until it is gone, so that its ports are free; hears what it said until then.
+    pub(super) async fn end(mut self, logins: &Logins) {
+        drop(self.input);
         // It owns nothing that would need a graceful end; already gone is fine.
         drop(self.child.kill().await);
-    }
-}
-
-async fn sentence(said: &Said) -> String {
-    match said {
-        Said::Ready => String::new(),
-        Said::Occupied { name, listen } => {
-            let listen = *listen;
-            let holder = tokio::task::spawn_blocking(move || holder::who_listens(listen)).await.ok().flatten();
-            let holder = holder.unwrap_or_else(|| "another program".to_owned());
-            let port = listen.port();
-            format!(
-                "port {port} on 127.0.0.1, the gate to {name}, is taken by {holder}: stop it (find it with: ss -ltnp 'sport = :{port}'); the gate then opens by itself"
-            )
+        while let Some(Ok(line)) = self.output.next().await {
+            match serde_json::from_str(&line) {
+                Ok(Said::LoggedIn { ticket, session }) => logins.logged_in(ticket, session),
+                Ok(Said::LoggedOut { session }) => logins.logged_out(session),
+                Ok(_) | Err(_) => {}
+            }
         }
-        Said::Failed { why } => format!("the gates do not open: {}", harmless_line(why, 400)),
     }
 }

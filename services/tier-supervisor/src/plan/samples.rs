@@ -82,6 +82,7 @@ pub(crate) fn container(
         working_dir: None,
         inert_default_route: false,
         control: None,
+        pages: None,
     }
 }
 

@@ -19,7 +19,7 @@ use crate::addresses::{
 use crate::config::{Channel, Credential, Egress, Server, Subject, Tier, model_variable};
 use crate::desired::containers::{DATA, ETC, Parts, agent_name, models, server_name};
 use crate::desired::outward::{has_messengers, has_route};
-use crate::desired::{DesiredError, SQUID_LOG_DIR};
+use crate::desired::{DesiredError, PAGES_IN_CONTAINER, SQUID_LOG_DIR, page_socket};
 use crate::render::litellm::master_key_file;
 use crate::tokens::SQUID_CHANNELS_USER;
 
@@ -94,6 +94,11 @@ fn roots(parts: &Parts<'_>) -> Vec<PathBuf> {
         .collect()
 }
 
+/// Where a service serves its page about a tier, in its container.
+fn page(tier: &Tier) -> PathBuf {
+    PathBuf::from(PAGES_IN_CONTAINER).join(page_socket(&tier.name))
+}
+
 fn broker_tier(parts: &Parts<'_>, tier: &Tier) -> Result<BrokerTier, DesiredError> {
     let network = tier_network(&tier.name);
     let tools = tools_network(&tier.name);
@@ -131,7 +136,7 @@ fn broker_tier(parts: &Parts<'_>, tier: &Tier) -> Result<BrokerTier, DesiredErro
         principals,
         rules: rules(&parts.config.file, &tier.name, &tier.servers, &tier.credentials, tier.egress.as_ref())?,
         mcp_servers,
-        tools_page_socket: None,
+        tools_page_socket: tier.mcp_port.map(|_| page(tier)),
     })
 }
 
@@ -234,6 +239,8 @@ pub(crate) fn auditor_config(parts: &Parts<'_>) -> Result<String, DesiredError> 
 /// File of the channels' password at Squid, beneath channel-bridge's /etc/assistant.
 pub(crate) const SQUID_PASSWORD_FILE: &str = "squid.password";
 
+/// The page of ZeroClaw's dashboard in channel-bridge's image (deploy/images/channel-bridge).
+const DASHBOARD_FILES: &str = "/usr/share/assistant/dashboard";
 /// Where a bot talks to Telegram.
 const TELEGRAM_API: &str = "https://api.telegram.org";
 
@@ -252,7 +259,7 @@ pub(crate) fn bridge_config(parts: &Parts<'_>) -> Result<String, DesiredError> {
             gateway: SocketAddrV4::new(agent, GATEWAY_PORT),
             gateway_token_file: etc.join("gateways").join(tier.name.as_str()),
             reachable: reachable(tier),
-            dashboard_socket: None,
+            dashboard_socket: Some(page(tier)),
         });
     }
     let telegram = parts.settings.telegram.iter().map(|bot| TelegramBot {
@@ -285,7 +292,7 @@ pub(crate) fn bridge_config(parts: &Parts<'_>) -> Result<String, DesiredError> {
         approval_timeout_secs: APPROVAL_SECONDS,
         egress,
         telegram: telegram.collect(),
-        dashboard_files: None,
+        dashboard_files: Some(PathBuf::from(DASHBOARD_FILES)),
     })
 }
 

@@ -95,6 +95,13 @@ pub(super) fn table(stack: &WatchStackResponse) -> String {
     if !stack.tiers.is_empty() {
         text.push('\n');
     }
+    let width = stack.sites.iter().map(|site| site.name.chars().count()).max().unwrap_or_default();
+    for site in &stack.sites {
+        let (name, url) = (harmless_line(&site.name, 63), harmless_line(&site.url, 200));
+        // Why it is not, is said as a problem of the gates.
+        let stands = if site.problem.is_empty() { "" } else { "   NOT OPEN" };
+        text.push_str(&format!("page {name:<width$}  {url}{stands}\n"));
+    }
     for remark in &stack.remarks {
         text.push_str(&format!("remark: {}\n", harmless(remark, 2000)));
     }
@@ -161,10 +168,13 @@ pub(super) fn json(stack: &WatchStackResponse) -> String {
             })
         })
         .collect();
+    let sites: Vec<_> =
+        stack.sites.iter().map(|site| json!({ "name": site.name, "url": site.url, "problem": site.problem })).collect();
     let mut text = json!({
         "healthy": super::is_healthy(stack), "converged": stack.converged, "drill": stack.drill,
         "current_step": stack.current_step, "steps_done": stack.steps_done, "steps_total": stack.steps_total,
         "problem": stack.problem, "file_problems": stack.file_problems, "remarks": stack.remarks, "tiers": tiers,
+        "sites": sites,
         "configured_at": stack.configured_at,
         "containers": containers,
     })
@@ -247,6 +257,24 @@ mod tests {
         // That of another container.
         ill.problem = "assistant-nats runs, but is not ready: it says no".to_owned();
         assert_eq!(count(&ill, "it says no"), 2);
+    }
+
+    #[test]
+    fn every_page_is_listed_and_whether_it_is_open() {
+        let mut one = stack(ContainerState::Healthy, "");
+        for (name, port, problem) in [("tasks", 3001, ""), ("mcp-tasks", 8811, "port 8811 is taken by nginx")] {
+            let (url, problem) = (format!("http://{name}.localhost:{port}"), problem.to_owned());
+            one.sites.push(assistant_proto::tier::Site { name: name.to_owned(), url, problem });
+        }
+        let text = table(&one);
+        for line in [
+            "page tasks      http://tasks.localhost:3001",
+            "page mcp-tasks  http://mcp-tasks.localhost:8811   NOT OPEN",
+        ] {
+            assert!(text.lines().any(|there| there == line), "{line}\n{text}");
+        }
+        let value: serde_json::Value = serde_json::from_str(&json(&one)).unwrap();
+        assert_eq!(value["sites"][1]["problem"], "port 8811 is taken by nginx");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 mod desired;
 mod effects;
+mod gates;
 mod glue;
 mod launcher;
 mod outward;

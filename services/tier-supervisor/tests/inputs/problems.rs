@@ -76,6 +76,8 @@ fn single_problems() {
         (replace("3001", "4222"), "already used by the gate of NATS"),
         (replace("name: tasks", "name: Tasks!"), "not a tier name"),
         (replace("name: tasks", "name: stack"), "not a tier name"),
+        (replace("name: tasks", "name: jaeger"), "jaeger.localhost is the site of another page"),
+        (format!("{TASKS}  - name: mcp-tasks\n    port: 3002\n"), "mcp-tasks.localhost is the site of another page"),
         (replace("    mcp: true\n", ""), "\"tools\" has no effect without mcp: true"),
         (replace("mcp: true", "mcp: yes please"), "it must be true or false"),
         (replace("mcp: true", "mcp: true\n    mcp_dir: mcp/nowhere"), "the MCP folder is not complete"),

@@ -372,5 +372,6 @@ fn container(name: &str, network: &str, address: Ipv4Addr) -> ContainerSpec {
         working_dir: None,
         inert_default_route: of_tier,
         control: None,
+        pages: None,
     }
 }

@@ -2,6 +2,7 @@
 
 use assistant_proto::config::Confidentiality;
 
+use super::super::gate::{DASHBOARDS, TOOL_PAGES};
 use super::super::outward::{has_messengers, has_route};
 use super::super::{ContainerSpec, DesiredError, Mount, MountSource, Role, VolumeSpec};
 use super::models::secret_file;
@@ -67,6 +68,9 @@ pub(super) fn secret_broker(parts: &Parts<'_>) -> Made {
         secret_file(parts, &mut spec, &format!("secrets/{secret}"), secret)?;
     }
     parts.roots(&mut spec);
+    if parts.config.tiers.iter().any(|tier| tier.mcp_port.is_some()) {
+        parts.pages(&mut spec, TOOL_PAGES);
+    }
     parts.resolve(&mut spec, None);
     Ok((spec, Vec::new()))
 }
@@ -92,6 +96,7 @@ pub(super) fn channel_bridge(parts: &Parts<'_>) -> Made {
         let token = parts.gateway_token(&tier.name)?.expose().to_owned();
         parts.private(&mut spec, &format!("gateways/{}", tier.name), token);
     }
+    parts.pages(&mut spec, DASHBOARDS);
     let volume = parts.data(&mut spec, "bridge", DATA);
     parts.resolve(&mut spec, None);
     Ok((spec, vec![volume]))

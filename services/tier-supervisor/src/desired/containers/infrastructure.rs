@@ -19,8 +19,8 @@ const UID_COLLECTOR: u32 = 8707;
 const UID_PROMETHEUS: u32 = 8708;
 const UID_GRAFANA: u32 = 8709;
 
-/// The one site under which a browser sees Grafana, through the loopback gate.
-pub(crate) const GRAFANA_SITE: (&str, u16) = ("grafana.localhost", 3030);
+/// The loopback port at which a browser sees Grafana, as `grafana.localhost`.
+pub(in crate::desired) const GRAFANA_GATE: u16 = 3030;
 
 type Made = Result<(ContainerSpec, Vec<VolumeSpec>), DesiredError>;
 
@@ -126,7 +126,7 @@ fn grafana(parts: &Parts<'_>) -> Made {
         address,
         prometheus: parts.address(TELEMETRY, HOST_PROMETHEUS)?,
         jaeger: parts.address(TELEMETRY, HOST_JAEGER)?,
-        site: (GRAFANA_SITE.0.to_owned(), GRAFANA_SITE.1),
+        site: ("grafana.localhost".to_owned(), GRAFANA_GATE),
         etc: ETC.to_owned(),
         data: DATA.to_owned(),
     };
