@@ -213,6 +213,7 @@ BANNER
   cat <<SCREEN
 
 Where to look
+  tier-supervisor status             the table above, as it is then
   nats sub 'egress.denied.>'         every refused attempt, as it happens
   /var/log/assistant                 logs of the builds and of the programs of this machine
   grpcurl -plaintext -unix /run/assistant/tier-supervisor.sock assistant.tier.v1.TierService/ListTiers

@@ -1,11 +1,12 @@
 # What lets the operator's commands work as printed: programs on the PATH, a context for `nats`. Sourced, never run.
 #
-# Owns: /usr/local/bin/{nats,grpcurl}, <home>/.config/nats/context/assistant.json and the files it names,
+# Owns: /usr/local/bin/{nats,grpcurl,tier-supervisor}, <home>/.config/nats/context/assistant.json and the files it names,
 # $ASSISTANT_STATE/operators: who has such a context beside root.
 # Does not: open control sockets (tier-supervisor does, with an ACL for the operator).
 # shellcheck shell=bash
 
 OPERATOR_PROGRAMS=(nats grpcurl)
+OPERATOR_LINK=/usr/local/bin/tier-supervisor
 
 install_operator_programs() {
   local name source
@@ -20,6 +21,11 @@ install_operator_programs() {
     : >"$ASSISTANT_STATE/programs/$name"
     echo "installed /usr/local/bin/$name"
   done
+  # Of ours the one that people call by its name; whatever else has it stays.
+  if [ ! -e "$OPERATOR_LINK" ] && [ ! -L "$OPERATOR_LINK" ]; then
+    ln -s "$ASSISTANT_LIBEXEC/tier-supervisor" "$OPERATOR_LINK"
+    echo "installed $OPERATOR_LINK"
+  fi
 }
 
 # The nkey of `operator` may only subscribe: it opens a window, not a door. So each of the two users has a copy, and
@@ -75,6 +81,7 @@ remove_operator_programs() {
   for name in "${OPERATOR_PROGRAMS[@]}"; do
     [ ! -f "$ASSISTANT_STATE/programs/$name" ] || rm -f "/usr/local/bin/$name"
   done
+  [ "$(readlink "$OPERATOR_LINK" 2>/dev/null)" != "$ASSISTANT_LIBEXEC/tier-supervisor" ] || rm -f "$OPERATOR_LINK"
 }
 
 remove_operator_context() {

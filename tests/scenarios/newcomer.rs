@@ -68,7 +68,7 @@ async fn commands_of(person: &Person, stranger: &Person) -> anyhow::Result<()> {
         let refused = stranger.shell(&line).await?;
         anyhow::ensure!(refused.status != 0 && !refused.out.contains("SERVING"), "{service}: {refused:?}");
     }
-    let status = person.shell("/usr/local/lib/assistant/bin/tier-supervisor status").await?.ok()?;
+    let status = person.shell("tier-supervisor status").await?.ok()?;
     anyhow::ensure!(status.contains("Everything is up"), "{status}");
 
     // In two shells, one of them root's by sudo: a turn in which something dies, and both hear of it.
