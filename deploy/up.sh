@@ -210,12 +210,15 @@ BANNER
   # Its status was asked for above; what has changed since stands in the table.
   { "$ASSISTANT_LIBEXEC/tier-supervisor" status || true; } | ui_harmless | sed 's/^/  /'
   { image_notes; settings_notes "$mode"; } | ui_harmless | sed 's/^/  /'
+  printf '\nPages, for a browser on this machine; each link logs it in once, within ten minutes\n'
+  { "$ASSISTANT_LIBEXEC/tier-supervisor" login 2>&1 || true; } | ui_harmless | sed 's/^/  /'
   cat <<SCREEN
 
 Where to look
   tier-supervisor status             the table above, as it is then
   nats sub 'egress.denied.>'         every refused attempt, as it happens
   /var/log/assistant                 logs of the builds and of the programs of this machine
+  tier-supervisor login              new links to the pages; with a name, to that one
   grpcurl -plaintext -unix /run/assistant/tier-supervisor.sock assistant.tier.v1.TierService/ListTiers
 
 Next

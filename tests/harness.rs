@@ -12,6 +12,7 @@ pub mod plain;
 pub mod probe;
 pub mod search;
 pub mod sink;
+pub mod site;
 pub mod telegram;
 
 use std::path::PathBuf;

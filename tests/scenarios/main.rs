@@ -8,6 +8,7 @@ mod approval;
 mod bad_input;
 mod brokered;
 mod denied;
+mod gates;
 mod models;
 mod neighbours;
 mod newcomer;
