@@ -323,6 +323,21 @@ mod tests {
     }
 
     #[test]
+    fn a_tool_is_shown_by_the_name_that_leads_to_it() {
+        let (catalogue, _) = Catalogue::new(&[open("a"), server("b", &["y", "a_z", "both"]), server("c", &["both"])]);
+        let shown = |server, tool: &str| catalogue.name_of(server, tool);
+        for (server, tool, name) in
+            [(0, "x", "a_x"), (1, "y", "y"), (1, "a_z", "a_z"), (1, "both", "b_both"), (2, "both", "c_both")]
+        {
+            assert_eq!(shown(server, tool).as_deref(), Some(name));
+            let (Meaning::Listed(found) | Meaning::Open(found)) = catalogue.meaning(name).unwrap();
+            assert_eq!((found.server, found.name.as_str()), (server, tool));
+        }
+        // Another has the name, or it is not allowed.
+        assert_eq!((shown(0, "z"), shown(1, "x"), shown(2, "y"), shown(7, "y")), (None, None, None, None));
+    }
+
+    #[test]
     fn an_open_server_is_told_as_it_is_called() {
         let (catalogue, _) = Catalogue::new(&[open("a"), server("b", &["y", "a_z"])]);
         let of = |names: &[&str]| listed(names.iter().map(|name| json!({"name": name, "inputSchema": {}})));

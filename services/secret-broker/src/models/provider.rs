@@ -21,8 +21,8 @@ use tokio_util::sync::CancellationToken;
 use super::litellm::LiteLlm;
 use super::names::{self, List};
 
-/// LiteLLM gives the provider eight seconds.
-const ASK_WITHIN: Duration = Duration::from_secs(10);
+/// LiteLLM gives the provider six seconds.
+const ASK_WITHIN: Duration = Duration::from_secs(8);
 /// The longest lists have hundreds of entries of some kilobytes; of each only the identifier is kept.
 const LIST_MOST: usize = 2 * 1024 * 1024;
 /// While nothing is known: LiteLLM takes some ten seconds to start.
@@ -246,7 +246,7 @@ impl LiteLlm {
         }
     }
 
-    /// As an operator sees it: new, or as young as good news may be. With `anew` in any case.
+    /// As an operator sees it: new, or as young as good news may be; with `anew` new in any case.
     pub(super) async fn checkup(&self, anew: bool) -> Checkup {
         let good = matches!(&self.provider.known().0, Standing::Listed(list) if self.missing(list).is_empty());
         let no_list = matches!(&self.provider.known().0, Standing::NoList(_));

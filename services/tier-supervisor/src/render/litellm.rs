@@ -17,7 +17,7 @@ use crate::tokens::Token;
 /// Seconds that a model may take for an answer.
 const REQUEST_SECONDS: u32 = 600;
 /// Seconds that the provider may take to list its models. The broker waits for a little longer.
-const LIST_SECONDS: u32 = 8;
+const LIST_SECONDS: u32 = 6;
 /// What LiteLLM sends where nobody asks for a key.
 const NO_KEY: &str = "none";
 
@@ -61,7 +61,8 @@ pub(crate) fn litellm_config(parts: &Parts<'_>, class: Confidentiality) -> Resul
         "target": format!("{api_base}/models"),
         "methods": ["GET"],
         "include_subpath": false,
-        // By LiteLLM's master key. Nothing of the request that asks is passed on.
+        // By LiteLLM's master key. Of the one who asks it passes on a query, and headers that begin with `x-pass-`, whatever
+        // stands here; the broker sends neither.
         "auth": true,
         "forward_headers": false,
         "headers": list_headers(api_key),
