@@ -11,7 +11,6 @@ use super::command::{Output, run};
 #[derive(Debug)]
 pub struct Person {
     name: String,
-    uid: String,
     home: PathBuf,
 }
 
@@ -25,9 +24,8 @@ impl Person {
         remove(name);
         run("useradd", &["--create-home", "--user-group", "--shell", "/bin/bash", name]).await?.ok()?;
         let entry = run("getent", &["passwd", name]).await?.ok()?;
-        let fields: Vec<&str> = entry.trim().split(':').collect();
-        let (uid, home) = fields.get(2).zip(fields.get(5)).context("an account without a home")?;
-        Ok(Self { name: name.to_owned(), uid: (*uid).to_owned(), home: PathBuf::from(home) })
+        let home = entry.split(':').nth(5).context("an account without a home")?;
+        Ok(Self { name: name.to_owned(), home: PathBuf::from(home) })
     }
 
     /// Its name.
@@ -64,7 +62,7 @@ impl Person {
     #[must_use]
     pub fn becoming(&self, line: &str) -> Vec<String> {
         let become_it = format!("exec {line}");
-        let arguments = ["--reuid", &self.uid, "--regid", &self.uid, "--init-groups", "--reset-env", "bash", "-lc"];
+        let arguments = ["--reuid", &self.name, "--regid", &self.name, "--init-groups", "--reset-env", "bash", "-lc"];
         arguments.into_iter().chain([become_it.as_str()]).map(str::to_owned).collect()
     }
 }

@@ -28,10 +28,11 @@ async fn containers() -> String {
 
 /// The scripts as a clone has them: the home of a test may be closed to others.
 async fn clone_scripts(person: &Person) {
-    let from = root().join("deploy");
-    run("cp", &["-R", from.to_str().unwrap(), person.home().to_str().unwrap()]).await.unwrap().ok().unwrap();
+    let [scripts, versions] = ["deploy", "Cargo.toml"].map(|name| root().join(name));
+    let (home, from) = (person.home().to_str().unwrap(), [scripts.to_str().unwrap(), versions.to_str().unwrap()]);
+    run("cp", &["-R", from[0], from[1], home]).await.unwrap().ok().unwrap();
     let of = format!("{0}:{0}", person.name());
-    run("chown", &["-R", &of, person.home().to_str().unwrap()]).await.unwrap().ok().unwrap();
+    run("chown", &["-R", &of, home]).await.unwrap().ok().unwrap();
 }
 
 #[tokio::test]
@@ -64,7 +65,7 @@ async fn commands_of(person: &Person, stranger: &Person) -> anyhow::Result<()> {
     for service in ["tier-supervisor", "secret-broker", "egress-auditor", "channel-bridge"] {
         let line = grpcurl(service, "grpc.health.v1.Health/Check");
         let health = person.shell(&line).await?;
-        anyhow::ensure!(health.out.contains("SERVING"), "{service}: {health:?}");
+        anyhow::ensure!(health.out.contains("\"SERVING\""), "{service}: {health:?}");
         let refused = stranger.shell(&line).await?;
         anyhow::ensure!(refused.status != 0 && !refused.out.contains("SERVING"), "{service}: {refused:?}");
     }
@@ -105,7 +106,8 @@ async fn commands_of(person: &Person, stranger: &Person) -> anyhow::Result<()> {
     }
     let deaf = stranger.shell("timeout 10 nats sub 'egress.denied.>' --count 1").await?;
     anyhow::ensure!(deaf.status != 0 && !deaf.all().contains("Subscribing"), "{deaf:?}");
-    let no_sudo = stranger.shell("deploy/down.sh </dev/null").await?;
+    // Without a terminal, on which sudo would ask.
+    let no_sudo = stranger.shell("setsid -w deploy/down.sh </dev/null").await?;
     anyhow::ensure!(no_sudo.status != 0 && no_sudo.err.contains("This needs root"), "{no_sudo:?}");
     Ok(())
 }
