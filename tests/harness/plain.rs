@@ -6,9 +6,12 @@ use anyhow::Context as _;
 use super::command::{Output, run};
 use super::probe;
 
-const NETWORK: &str = "assistant-test-plain";
+/// Its name.
+pub const NETWORK: &str = "assistant-test-plain";
 const BRIDGE: &str = "as-plain";
 const SUBNET: &str = "10.86.250.0/24";
+/// The VM's address on it.
+pub const GATEWAY: &str = "10.86.250.1";
 /// The table that tier-supervisor made for the drill.
 const TABLE: &str = "8787";
 
@@ -24,7 +27,9 @@ impl Plain {
     pub async fn make() -> anyhow::Result<Self> {
         Self.remove().await;
         let bridge = format!("com.docker.network.bridge.name={BRIDGE}");
-        run("docker", &["network", "create", "--subnet", SUBNET, "--opt", &bridge, NETWORK]).await?.ok()?;
+        run("docker", &["network", "create", "--subnet", SUBNET, "--gateway", GATEWAY, "--opt", &bridge, NETWORK])
+            .await?
+            .ok()?;
         run("ip", &["rule", "add", "iif", BRIDGE, "lookup", TABLE]).await?.ok()?;
         for address in ["203.0.113.66", "198.51.100.77", "169.254.169.254"] {
             let route = run("ip", &["route", "get", address, "from", "10.86.250.9", "iif", BRIDGE]).await?.ok()?;

@@ -3,21 +3,25 @@
 use assistant_proto::event::Layer;
 use assistant_tests::harness::bus::Denials;
 use assistant_tests::harness::command::{inside, run};
+use assistant_tests::harness::plain::{self, Plain};
 use assistant_tests::harness::{AGENT, SERVER, TIER, probe};
 use service_kit::task::Tasks;
 
-/// Container, port it serves.
-const TARGETS: [(&str, u16); 6] = [
+/// Container, port it serves. The broker's proxy is last: it is a door, on the tier's own network and nowhere else.
+const TARGETS: [(&str, u16); 7] = [
     ("assistant-nats", 4222),
     ("assistant-squid", 3128),
     ("assistant-otel-collector", 4317),
     ("assistant-jaeger", 16686),
+    ("assistant-litellm", 4000),
     (SERVER, 8811),
     ("assistant-secret-broker", 10255),
 ];
 
 #[tokio::test]
 async fn nothing_answers_but_the_doors() {
+    let tasks = Tasks::default();
+    let denials = Denials::watch(&tasks).await.unwrap();
     let own: Vec<String> = probe::addresses(AGENT).await.unwrap().into_iter().map(|(network, _)| network).collect();
     for (container, port) in TARGETS {
         for (network, address) in probe::addresses(container).await.unwrap() {
@@ -27,6 +31,12 @@ async fn nothing_answers_but_the_doors() {
                 door,
                 "{container} {address}:{port} on {network}"
             );
+            if !door {
+                denials
+                    .wait(&address, |e| e.layer == Layer::Packet && e.host == address && e.port == Some(port))
+                    .await
+                    .unwrap();
+            }
         }
     }
     // The control: each of them is up, asked from its own namespace by its own address.
@@ -58,6 +68,11 @@ async fn the_vm_answers_nothing() {
     let own = probe::addresses(AGENT).await.unwrap().remove(0).1;
     addresses.push(format!("{}.1", own.rsplit_once('.').unwrap().0));
     assert!(addresses.len() > 2, "{addresses:?}");
+    // The control: a plain bridge reaches that very port at the VM's address on it.
+    let plain = Plain::make().await.unwrap();
+    let reached = plain.run(&["nc", "-z", "-w", "2", plain::GATEWAY, &port.to_string()]).await.unwrap();
+    plain.remove().await;
+    assert_eq!(reached.status, 0, "control: the VM answers a plain bridge");
     for container in [AGENT, SERVER] {
         for address in &addresses {
             assert!(!probe::opens(container, address, port).await.unwrap(), "{container} reached {address}:{port}");

@@ -29,6 +29,17 @@ async fn a_connection_from_the_agent_itself() {
     }
     let arrived = sink::since(cursor).await.unwrap();
     assert!(sink::packets_to(&arrived, TARGET).is_empty() && sink::packets_to(&arrived, METADATA).is_empty());
+
+    let plain = Plain::make().await.unwrap();
+    let cursor = sink::now().await.unwrap();
+    for address in [TARGET, METADATA] {
+        let _sent = plain.run(&["nc", "-z", "-w", "2", address, "8080"]).await.unwrap();
+    }
+    plain.remove().await;
+    let arrived = sink::since(cursor).await.unwrap();
+    for address in [TARGET, METADATA] {
+        assert!(!sink::packets_to(&arrived, address).is_empty(), "control: {address} reaches the sink");
+    }
 }
 
 #[tokio::test]

@@ -18,7 +18,7 @@ use super::tier::{Server, Tier, tier};
 use super::tree::{self, Fields};
 use crate::desired::{OWN_SITES, TOOLS_SITE};
 use crate::files::{self, FileError};
-use crate::tokens::SQUID_MODELS_USER;
+use crate::tokens::SQUID_SERVICE_USERS;
 
 /// Loopback ports of the stack's own gates.
 const OWN_PORTS: [(u16, &str); 4] = [
@@ -27,9 +27,6 @@ const OWN_PORTS: [(u16, &str); 4] = [
     (3030, "the gate of Grafana"),
     (10254, "the gate of the vault page"),
 ];
-
-/// Users of the stack's services at Squid, beside that of the models: a tier of such a name would be one of them.
-const RESERVED_NAMES: [&str; 3] = ["tee", "channels", "telemetry"];
 
 /// As long as the broker takes one.
 const LONGEST_SECRET: usize = 8 * 1024;
@@ -337,7 +334,8 @@ fn unique(node: &tree::Node, ports: &mut Vec<(u16, String)>, names: &mut Vec<Str
         })
         .filter(|(_, text)| text.parse::<assistant_proto::name::TierName>().is_ok());
     if let Some((at, name)) = tier {
-        if name == SQUID_MODELS_USER || RESERVED_NAMES.contains(&name.as_str()) {
+        // A tier of such a name would be that user at Squid.
+        if SQUID_SERVICE_USERS.contains(&name.as_str()) {
             report.problem(at, format!("\"{name}\" is the name of a service's user at Squid"), "rename the tier");
         }
         // Each page is a site of its own name, and the tier's dashboard has the tier's.
