@@ -324,6 +324,49 @@ pub struct AuditorConfig {
     /// How long the audit store keeps records.
     #[serde(default)]
     pub retention: Retention,
+    /// What explanations are made from.
+    #[serde(default)]
+    pub explain: Explain,
+}
+
+/// Everything that decides whether a request leaves, for explanations. Nothing is decided by it.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Explain {
+    /// The tiers in the order of tiers.yaml.
+    pub tiers: Vec<ExplainedTier>,
+    /// The floor's file as people name it, for example `squid/allowlist.txt`.
+    pub floor_file: String,
+    /// The floor in the order of its file.
+    pub floor: Vec<FloorEntry>,
+    /// Hosts of the stack's own services, in the spelling of rules: no tier reaches them through Squid.
+    pub service_hosts: Vec<String>,
+}
+
+/// A tier as explanations need it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExplainedTier {
+    /// The tier.
+    pub name: TierName,
+    /// File and line at which it begins.
+    pub source: String,
+    /// Whether requests outside a turn are allowed.
+    pub background: bool,
+    /// Its containers that may ask: the agent first, then its MCP servers.
+    pub principals: Vec<PrincipalName>,
+    /// What they may do, in order: the broker's own.
+    pub rules: Vec<Rule>,
+}
+
+/// A line of the floor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FloorEntry {
+    /// `a.b`, or `.a.b` for the host and everything below it.
+    pub host: String,
+    /// Its line.
+    pub line: u32,
 }
 
 /// How much, and for how long, the audit store keeps. What is beyond either is let go, the oldest first.

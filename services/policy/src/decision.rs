@@ -10,6 +10,7 @@ use assistant_proto::name::{HostName, PrincipalName, TierName};
 use crate::denial::Denial;
 use crate::path::{Query, RequestPath};
 use crate::reading::{self, Carried};
+use crate::remedy::remedy;
 use crate::rules::{Injection, Rule, TierPolicy};
 use crate::target::{HTTPS, Target};
 
@@ -210,7 +211,9 @@ impl HostPermit {
 /// # Errors
 /// `port-not-allowed` or `host-not-allowed`, with the smallest change that would allow it.
 pub fn decide_host(policy: &TierPolicy, principal: &PrincipalName, target: &Target) -> Result<HostPermit, Denial> {
-    check_port(target)?;
+    if target.port() != HTTPS {
+        return Err(port_denied(target));
+    }
     let reached = policy.rules().iter().any(|rule| rule.is_for(principal) && rule.reaches(target.host()));
     if reached {
         Ok(HostPermit { principal: principal.clone(), target: target.clone() })
@@ -231,45 +234,79 @@ pub fn decide<'h>(
     request: &Request,
     carried: Carried<impl Iterator<Item = (&'h str, usize)>>,
 ) -> Result<Permit, Denial> {
-    check_port(&request.target)?;
     let host = request.target.host();
-    let (mut host_matches, mut method_matches) = (None, None);
-    for rule in policy.rules().iter().filter(|rule| rule.is_for(principal) && rule.reaches(host)) {
-        host_matches.get_or_insert(rule);
-        if !rule.allows_method(&request.method) {
-            continue;
-        }
-        method_matches.get_or_insert(rule);
-        if rule.allows_path(&request.path) {
-            if rule.only_reads() {
-                reading::check(&rule.spec().id, &rule.spec().source, request, carried)?;
-            }
-            return Ok(Permit { principal: principal.clone(), request: request.clone(), rule: Arc::clone(rule) });
-        }
-    }
-    Err(match (method_matches, host_matches) {
-        (Some(rule), _) => Denial::new(
-            "path-not-allowed",
-            format!("{principal} may send {} to {host}, but not for the path {}", request.method, request.path),
-            format!("in {}, add `{}` to `paths` of rule {}", rule.spec().source, request.path, rule.spec().id),
-        ),
-        (None, Some(rule)) if rule.only_reads() => Denial::new(
+    let fix = || match remedy(policy, principal, request, false) {
+        Some(remedy) => remedy.sentence(policy),
+        None => format!("nothing that can be written in {} would allow it", policy.file()),
+    };
+    match find(policy, principal, request, carried) {
+        Ok(rule) => Ok(Permit { principal: principal.clone(), request: request.clone(), rule: Arc::clone(rule) }),
+        Err(Unmatched::Port) => Err(port_denied(&request.target)),
+        Err(Unmatched::Host) => Err(host_denied(policy, principal, host)),
+        Err(Unmatched::Method { reading: true }) => Err(Denial::new(
             "method-not-allowed",
             format!("{principal} may only read at {host}, and {} is not GET or HEAD", request.method),
-            format!(
-                "in {}, tier {}: add `{host}` with `methods: [{}]` under `egress`, if it is meant to write there",
-                policy.file(),
-                policy.tier(),
-                request.method
-            ),
-        ),
-        (None, Some(rule)) => Denial::new(
+            fix(),
+        )),
+        Err(Unmatched::Method { reading: false }) => Err(Denial::new(
             "method-not-allowed",
             format!("{principal} may reach {host}, but not with the method {}", request.method),
-            format!("in {}, add `{}` to `methods` of rule {}", rule.spec().source, request.method, rule.spec().id),
-        ),
-        (None, None) => host_denied(policy, principal, host),
-    })
+            fix(),
+        )),
+        Err(Unmatched::Path) => Err(Denial::new(
+            "path-not-allowed",
+            format!("{principal} may send {} to {host}, but not for the path {}", request.method, request.path),
+            fix(),
+        )),
+        Err(Unmatched::Carried(denial)) => Err(denial),
+    }
+}
+
+/// How far a request came, where no rule allows it.
+enum Unmatched {
+    Port,
+    Host,
+    /// Whether the first rule that reaches the host only reads.
+    Method {
+        reading: bool,
+    },
+    Path,
+    /// The rule that matches refuses what the request carries.
+    Carried(Denial),
+}
+
+/// The rule that allows a request: the one place in which rules are tried.
+fn find<'p, 'h>(
+    policy: &'p TierPolicy,
+    principal: &PrincipalName,
+    request: &Request,
+    carried: Carried<impl Iterator<Item = (&'h str, usize)>>,
+) -> Result<&'p Arc<Rule>, Unmatched> {
+    if request.target.port() != HTTPS {
+        return Err(Unmatched::Port);
+    }
+    let mut unmatched = Unmatched::Host;
+    for rule in policy.rules().iter().filter(|rule| rule.is_for(principal) && rule.reaches(request.target.host())) {
+        if !rule.allows_method(&request.method) {
+            if matches!(unmatched, Unmatched::Host) {
+                unmatched = Unmatched::Method { reading: rule.only_reads() };
+            }
+            continue;
+        }
+        if rule.allows_path(&request.path) {
+            if rule.only_reads() {
+                reading::check(&rule.spec().id, &rule.spec().source, request, carried).map_err(Unmatched::Carried)?;
+            }
+            return Ok(rule);
+        }
+        unmatched = Unmatched::Path;
+    }
+    Err(unmatched)
+}
+
+/// Whether a request that carries nothing is allowed.
+pub(crate) fn finds(policy: &TierPolicy, principal: &PrincipalName, request: &Request) -> bool {
+    find(policy, principal, request, Carried::nothing()).is_ok()
 }
 
 /// Decides whether a tier may do anything at all now: in a turn, just after one, or always where it says
@@ -287,6 +324,30 @@ pub fn decide_turn(tier: &TierName, background: bool, attachment: Attachment) ->
             format!("in tiers.yaml, tier {tier}: set `background: true`, if it is meant to act on its own"),
         )),
     }
+}
+
+/// The refusal of a request that lacks the placeholder that its rule wants.
+#[must_use]
+pub fn placeholder_missing(permit: &Permit, injection: &Injection) -> Denial {
+    Denial::new(
+        "placeholder-missing",
+        format!(
+            "rule {} wants the placeholder in the header {}, and it is not there",
+            permit.rule(),
+            injection.header()
+        ),
+        placeholder_fix(injection),
+    )
+}
+
+/// What a client has to send for a rule that puts a secret in.
+#[must_use]
+pub fn placeholder_fix(injection: &Injection) -> String {
+    format!(
+        "send `{}: {}` and no other credential; the broker puts the secret in",
+        injection.header(),
+        injection.expected()
+    )
 }
 
 /// What [`decide`] says, in words.
@@ -335,15 +396,12 @@ pub fn explain(policy: &TierPolicy, principal: &PrincipalName, request: &Request
     }
 }
 
-fn check_port(target: &Target) -> Result<(), Denial> {
-    if target.port() == HTTPS {
-        return Ok(());
-    }
-    Err(Denial::new(
+fn port_denied(target: &Target) -> Denial {
+    Denial::new(
         "port-not-allowed",
         format!("{target} is not on port {HTTPS}"),
         "use port 443; no other port can be allowed",
-    ))
+    )
 }
 
 fn host_denied(policy: &TierPolicy, principal: &PrincipalName, host: &HostName) -> Denial {
@@ -354,6 +412,10 @@ fn host_denied(policy: &TierPolicy, principal: &PrincipalName, host: &HostName) 
             "rule {} ({}) reaches it, but for another container; if {principal} is meant to, name it there",
             rule.spec().id,
             rule.spec().source
+        ),
+        None if policy.rules().iter().any(|rule| rule.only_reads()) => format!(
+            "add {host} to squid/allowlist.txt, from which tier {tier} may read; to send more than GET and HEAD, and for shared \
+             hosting and messengers, add `hosts: [{host}]` under `egress` in {file}, tier {tier}"
         ),
         None => format!(
             "in {file}, tier {tier}: add `hosts: [{host}]` under `egress`, and {host} to squid/allowlist.txt where it is missing"

@@ -10,10 +10,12 @@
 pub mod carrying;
 pub mod decision;
 pub mod denial;
+pub mod explain;
 pub mod model;
 pub mod path;
 pub mod pattern;
 pub mod reading;
+pub mod remedy;
 pub mod rules;
 pub mod target;
 

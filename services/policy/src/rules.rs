@@ -156,6 +156,12 @@ impl Rule {
         self.spec.principals.contains(principal)
     }
 
+    /// Which hosts it leads to.
+    #[must_use]
+    pub fn hosts(&self) -> &[HostPattern] {
+        &self.hosts
+    }
+
     /// Whether it reaches a host.
     #[must_use]
     pub fn reaches(&self, host: &HostName) -> bool {

@@ -3,7 +3,9 @@
 //! not become a drop box for somebody else's account.
 
 use assistant_proto::name::SecretName;
+use http::StatusCode;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
+use policy::decision::{placeholder_fix, placeholder_missing};
 use policy::{Injection, Permit};
 use zeroize::Zeroizing;
 
@@ -35,19 +37,10 @@ pub fn prepare<'a>(
     let header = HeaderName::from_bytes(injection.header().as_bytes()).map_err(|_| {
         Refusal::forbidden("bad-rule", "the rule names a header that cannot exist", "correct the rule in tiers.yaml")
     })?;
-    let fix = format!(
-        "send `{}: {}` and no other credential; the broker puts the secret in",
-        injection.header(),
-        injection.expected()
-    );
+    let fix = placeholder_fix(injection);
     let mut values = headers.get_all(&header).iter();
-    let value = values.next().ok_or_else(|| {
-        Refusal::forbidden(
-            "placeholder-missing",
-            format!("rule {} wants the placeholder in the header {}, and it is not there", permit.rule(), header),
-            fix.clone(),
-        )
-    })?;
+    let value =
+        values.next().ok_or_else(|| Refusal::new(StatusCode::FORBIDDEN, placeholder_missing(permit, injection)))?;
     let foreign = |what: String| {
         Err(Refusal::forbidden(
             "foreign-credential",

@@ -7,7 +7,9 @@ use std::path::PathBuf;
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
-use assistant_proto::config::{AuditorConfig, Bus, Common, Mode, Retention, Telemetry, Zone};
+use assistant_proto::config::{
+    AuditorConfig, Bus, Common, Explain, ExplainedTier, FloorEntry, Mode, Retention, Rule, Telemetry, Zone,
+};
 use egress_auditor::EgressAuditor;
 use egress_auditor::control::Control;
 use opentelemetry_sdk::error::OTelSdkResult;
@@ -81,6 +83,7 @@ impl Place {
             store_dir: self.path("store"),
             jaeger_url: format!("http://{}", self.jaeger),
             retention: Retention::default(),
+            explain: explain(),
         }
     }
 
@@ -92,6 +95,33 @@ impl Place {
         let control = auditor.control_plane();
         auditor.start(&cx).await.unwrap();
         Stage { cx, udp, tcp, feed, control }
+    }
+}
+
+/// One tier, whose agent may read one host.
+fn explain() -> Explain {
+    let agent: assistant_proto::name::PrincipalName = "zeroclaw-tasks".parse().unwrap();
+    let rule = Rule {
+        id: "egress-1".to_owned(),
+        source: "tiers.yaml:9".to_owned(),
+        principals: vec![agent.clone()],
+        hosts: vec!["docs.example.org".to_owned()],
+        methods: Vec::new(),
+        paths: Vec::new(),
+        read_only: false,
+        inject: None,
+    };
+    Explain {
+        tiers: vec![ExplainedTier {
+            name: "tasks".parse().unwrap(),
+            source: "tiers.yaml:2".to_owned(),
+            background: false,
+            principals: vec![agent],
+            rules: vec![rule],
+        }],
+        floor_file: "squid/allowlist.txt".to_owned(),
+        floor: vec![FloorEntry { host: "docs.example.org".to_owned(), line: 3 }],
+        service_hosts: vec!["api.telegram.org".to_owned()],
     }
 }
 

@@ -154,7 +154,7 @@ fn a_floor_is_for_reading() {
     assert_eq!(outcome("POST", "https://up.example.org/in", true, &[("x-any", 3)]), Ok("upload".to_owned()));
     let request = Request::parse_url("POST", page).unwrap();
     let fix = explain(&policy, &"zeroclaw-news".parse().unwrap(), &request).fix;
-    assert!(fix.contains("tier news: add `docs.example.org` with `methods: [POST]`"), "{fix}");
+    assert!(fix.contains("add `docs.example.org` to `hosts` and add `/page` to `paths` of rule upload"), "{fix}");
 }
 
 #[test]

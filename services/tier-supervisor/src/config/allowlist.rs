@@ -101,6 +101,8 @@ pub(crate) fn squid_list<'a>(patterns: impl IntoIterator<Item = &'a HostPattern>
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Allowlist {
     entries: Vec<HostPattern>,
+    /// The line of each.
+    lines: Vec<u32>,
 }
 
 impl Allowlist {
@@ -133,19 +135,25 @@ impl Allowlist {
             }
         }
         remarks(&lines, &commented, reserved, report);
-        let mut entries: Vec<HostPattern> = Vec::new();
-        for (_, pattern) in lines {
-            if !entries.contains(&pattern) {
-                entries.push(pattern);
+        let mut floor = Self::default();
+        for (at, pattern) in lines {
+            if !floor.entries.contains(&pattern) {
+                floor.entries.push(pattern);
+                floor.lines.push(u32::try_from(at.line).unwrap_or(u32::MAX));
             }
         }
-        Self { entries }
+        floor
     }
 
     /// Whether the floor has room for every host of the pattern.
     #[must_use]
     pub fn covers(&self, pattern: &HostPattern) -> bool {
         self.entries.iter().any(|entry| entry.covers(pattern))
+    }
+
+    /// Its entries with their lines.
+    pub fn lines(&self) -> impl Iterator<Item = (u32, &HostPattern)> {
+        self.lines.iter().copied().zip(&self.entries)
     }
 
     /// Its entries.

@@ -5,9 +5,10 @@ use std::net::SocketAddrV4;
 use std::path::PathBuf;
 
 use assistant_proto::config::{
-    AuditorConfig, BridgeConfig, BridgeTier, BrokerConfig, BrokerTier, ChannelEgress, Confidentiality, GATEWAY_PORT,
-    Inject, JAEGER_PORT, LITELLM_PORT, MCP_PORT, McpServer, Mode, ModelRoute, Place, Principal, PrincipalKind,
-    Retention, Rule, SQUID_FEED_PORT, SQUID_PORT, TelegramBot, ToolRule, UpstreamModel, Zone,
+    AuditorConfig, BridgeConfig, BridgeTier, BrokerConfig, BrokerTier, ChannelEgress, Confidentiality, Explain,
+    ExplainedTier, FloorEntry, GATEWAY_PORT, Inject, JAEGER_PORT, LITELLM_PORT, MCP_PORT, McpServer, Mode, ModelRoute,
+    Place, Principal, PrincipalKind, Retention, Rule, SQUID_FEED_PORT, SQUID_PORT, TelegramBot, ToolRule,
+    UpstreamModel, Zone,
 };
 use assistant_proto::name::{PrincipalName, SecretName, TierName};
 use serde::Serialize;
@@ -18,11 +19,13 @@ use crate::addresses::{
 };
 use crate::config::{Channel, Credential, Egress, Server, Subject, Tier, model_variable};
 use crate::desired::containers::{DATA, ETC, Parts, agent_name, models, server_name};
-use crate::desired::outward::{has_messengers, has_route};
+use crate::desired::outward::{has_messengers, has_route, services_hosts};
 use crate::desired::{DesiredError, PAGES_IN_CONTAINER, SQUID_LOG_DIR, page_socket};
 use crate::render::litellm::master_key_file;
 use crate::tokens::SQUID_CHANNELS_USER;
 
+/// The floor, as people name it.
+const FLOOR_FILE: &str = "squid/allowlist.txt";
 /// How long a person has to answer an approval.
 const APPROVAL_SECONDS: u32 = 600;
 
@@ -233,6 +236,33 @@ pub(crate) fn auditor_config(parts: &Parts<'_>) -> Result<String, DesiredError> 
         store_dir: PathBuf::from(DATA),
         jaeger_url: format!("http://{}:{JAEGER_PORT}", parts.address(TELEMETRY, HOST_JAEGER)?),
         retention: Retention::default(),
+        explain: explain(parts)?,
+    })
+}
+
+/// What explanations are made from: the broker's own rules, and the floor by line.
+fn explain(parts: &Parts<'_>) -> Result<Explain, DesiredError> {
+    let file = &parts.config.file;
+    let mut tiers = Vec::new();
+    for tier in &parts.config.tiers {
+        let mut principals = vec![agent_name(&tier.name)?];
+        for server in &tier.servers {
+            principals.push(server_name(&tier.name, &server.name)?);
+        }
+        tiers.push(ExplainedTier {
+            name: tier.name.clone(),
+            source: format!("{file}:{}", tier.line),
+            background: tier.background,
+            principals,
+            rules: rules(file, &tier.name, &tier.servers, &tier.credentials, tier.egress.as_ref())?,
+        });
+    }
+    let floor = parts.config.floor.lines();
+    Ok(Explain {
+        tiers,
+        floor_file: FLOOR_FILE.to_owned(),
+        floor: floor.map(|(line, entry)| FloorEntry { host: entry.to_string(), line }).collect(),
+        service_hosts: services_hosts(parts).iter().map(ToString::to_string).collect(),
     })
 }
 
