@@ -10,6 +10,7 @@ pub mod person;
 pub mod place;
 pub mod plain;
 pub mod probe;
+pub mod prober;
 pub mod search;
 pub mod sink;
 pub mod site;

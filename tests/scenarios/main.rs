@@ -9,6 +9,7 @@ mod bad_input;
 mod brokered;
 mod denied;
 mod gates;
+mod killed;
 mod models;
 mod neighbours;
 mod newcomer;
