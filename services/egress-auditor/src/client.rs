@@ -1,4 +1,4 @@
-//! The commands for a person: `trace`, `denied`, `verify`. A gRPC client over the control socket; being allowed to open
+//! The commands for a person: `trace`, `denied`, `verify`, `explain`. A gRPC client over the control socket; being allowed to open
 //! the socket is the permission.
 
 use std::io::Write;
@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use assistant_proto::egress::egress_service_client::EgressServiceClient;
-use assistant_proto::egress::{ListRecordsRequest, ShowTraceRequest, VerifyChainRequest, WatchDeniedRequest};
+use assistant_proto::egress::{
+    ExplainRequest, ListRecordsRequest, ShowTraceRequest, VerifyChainRequest, WatchDeniedRequest,
+};
 use assistant_proto::event::{EgressDenied, Event};
 use tokio::time::Instant;
 use tonic::Code;
@@ -20,6 +22,8 @@ const DEADLINE: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_millis(300);
 /// A trace counts as complete when it has not grown for this long.
 const SETTLED: Duration = Duration::from_millis(900);
+/// Of the question, so much is repeated.
+const MOST_ASKED_CHARS: usize = 300;
 /// Denials shown.
 const BACKLOG: u32 = 50;
 /// A list of ten thousand records, each of a kilobyte.
@@ -116,6 +120,19 @@ pub async fn verify(socket: &Path) -> anyhow::Result<bool> {
     let response = client.verify_chain(VerifyChainRequest {}).await.map_err(said)?.into_inner();
     show(&picture::verified(&response))?;
     Ok(response.intact)
+}
+
+/// Explains a request; false when it is denied.
+///
+/// # Errors
+/// When the service does not answer, or knows no such tier or container.
+pub async fn explain(socket: &Path, request: ExplainRequest, json: bool) -> anyhow::Result<bool> {
+    let mut client = connect(socket).await?;
+    let asked = format!("{} {}", request.method, request.url);
+    let response = client.explain(request).await.map_err(said)?.into_inner();
+    let asked = service_kit::text::harmless_line(&asked, MOST_ASKED_CHARS);
+    show(&if json { picture::explained_json(&response) } else { picture::explained(&asked, &response) })?;
+    Ok(response.allowed)
 }
 
 /// What the service said, without the wrapping of the protocol.

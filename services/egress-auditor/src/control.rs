@@ -1,11 +1,15 @@
 //! `assistant.egress.v1.EgressService`: what operators ask. Everything here reads; nothing changes anything.
 
+use std::sync::Arc;
+
 use assistant_proto::egress::egress_service_server::EgressService;
 use assistant_proto::egress::{
-    ListRecordsRequest, ListRecordsResponse, Record as RecordMessage, ShowTraceRequest, ShowTraceResponse, TraceLine,
-    VerifyChainRequest, VerifyChainResponse, WatchDeniedRequest, WatchDeniedResponse,
+    ExplainRequest, ExplainResponse, ListRecordsRequest, ListRecordsResponse, Record as RecordMessage,
+    ShowTraceRequest, ShowTraceResponse, TraceLine, VerifyChainRequest, VerifyChainResponse, WatchDeniedRequest,
+    WatchDeniedResponse,
 };
 use assistant_proto::event::{EgressDenied, Event};
+use policy::explain::Book;
 use service_kit::task::{OnEnd, Tasks};
 use service_kit::text::harmless_line;
 use tokio::sync::mpsc;
@@ -13,6 +17,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
+use crate::answer;
 use crate::jaeger::{Jaeger, ShowError, TraceId};
 use crate::record::Record;
 use crate::store::{Filter, ReadError, Reader};
@@ -31,15 +36,16 @@ const MOST_FIELD_CHARS: usize = 1000;
 pub struct Control {
     reader: Reader,
     jaeger: Jaeger,
+    book: Arc<Book>,
     tasks: Tasks,
     draining: CancellationToken,
 }
 
 impl Control {
-    /// Over a store and a Jaeger; watchers end at `draining`.
+    /// Over a store, a Jaeger and the rules; watchers end at `draining`.
     #[must_use]
-    pub fn new(reader: Reader, jaeger: Jaeger, tasks: Tasks, draining: CancellationToken) -> Self {
-        Self { reader, jaeger, tasks, draining }
+    pub fn new(reader: Reader, jaeger: Jaeger, book: Book, tasks: Tasks, draining: CancellationToken) -> Self {
+        Self { reader, jaeger, book: Arc::new(book), tasks, draining }
     }
 }
 
@@ -130,6 +136,10 @@ impl EgressService for Control {
             })
             .collect();
         Ok(Response::new(ShowTraceResponse { trace_id: id.as_str().to_owned(), lines }))
+    }
+
+    async fn explain(&self, request: Request<ExplainRequest>) -> Result<Response<ExplainResponse>, Status> {
+        answer::explain(&self.book, &request.into_inner()).map(Response::new)
     }
 }
 

@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 
 use assistant_proto::event::{Attachment, EgressDenied, EventId, Layer, Scope};
-use assistant_proto::name::{HostName, PrincipalName};
+use assistant_proto::name::PrincipalName;
 use service_kit::clock;
 use service_kit::fold::{self, Folds, Limits};
 use service_kit::turns::{TurnContext, Turns};
@@ -184,17 +184,7 @@ fn explain(folded: &Folded) -> (String, String) {
     let nothing = |why: &str| format!("nothing will allow it: {why}");
     match what {
         What::NameNotServed => {
-            let detail = format!(
-                "{who} asked the resolver for {host:?}; it answers the tier's own doors only and forwards nothing"
-            );
-            let fix = if host.parse::<HostName>().is_ok() {
-                format!(
-                    "tiers reach hosts through the proxy (HTTPS_PROXY, by CONNECT), never by DNS; if tier {tier} may reach {host}, \
-                     add it to `egress` or `credentials` of the tier in tiers.yaml and to squid/allowlist.txt"
-                )
-            } else {
-                nothing("it is not a host name, and a tier's resolver serves only its doors")
-            };
+            let policy::Denial { detail, fix, .. } = policy::explain::name_denied(&who, tier, host);
             (detail, fix)
         }
         What::TypeNotServed => (

@@ -3,6 +3,7 @@
 //! It observes, explains and proves. It never decides what is allowed and never applies anything: taking it over gains
 //! no exit, and losing it closes the tiers' DNS rather than opening it.
 
+pub mod answer;
 pub mod chain;
 pub mod checkpoint;
 pub mod client;

@@ -1,9 +1,10 @@
-//! egress-auditor's binary: the service, and three commands for a person.
+//! egress-auditor's binary: the service, and four commands for a person.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use assistant_proto::egress::ExplainRequest;
 use clap::{Parser, Subcommand};
 use egress_auditor::{EgressAuditor, client};
 use service_kit::host::{self, ConfigArgument};
@@ -42,6 +43,29 @@ enum Command {
         #[arg(long)]
         follow: bool,
     },
+    /// Says what each wall would do with a request, why, and what would allow it; exits 0 allowed, 1 denied, 2 error.
+    Explain {
+        #[command(flatten)]
+        socket: SocketArgument,
+        /// The tier that would ask.
+        tier: String,
+        /// GET, POST ...
+        method: String,
+        /// https://host/path
+        url: String,
+        /// An MCP server of the tier, or a container's name, instead of the agent.
+        #[arg(long = "as", value_name = "SERVER", default_value = "")]
+        principal: String,
+        /// As if no message was being answered.
+        #[arg(long)]
+        outside_turn: bool,
+        /// As if the client did not send the placeholder.
+        #[arg(long)]
+        without_placeholder: bool,
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Verifies the audit store's hash chain; exits 1 if it is broken.
     Verify {
         #[command(flatten)]
@@ -67,16 +91,25 @@ fn main() -> ExitCode {
             ask(async { client::denied(&socket.socket, &tier, follow).await.map(|()| true) })
         }
         Command::Verify { socket } => ask(client::verify(&socket.socket)),
+        Command::Explain { socket, tier, method, url, principal, outside_turn, without_placeholder, json } => {
+            let request = ExplainRequest { tier, method, url, principal, outside_turn, without_placeholder };
+            ask_or(2, client::explain(&socket.socket, request, json))
+        }
     }
 }
 
-#[allow(clippy::print_stderr, reason = "a command's errors belong on standard error")]
 fn ask(work: impl Future<Output = anyhow::Result<bool>>) -> ExitCode {
+    ask_or(1, work)
+}
+
+/// Runs a command; `failed` is the exit status where it gets no answer.
+#[allow(clippy::print_stderr, reason = "a command's errors belong on standard error")]
+fn ask_or(failed: u8, work: impl Future<Output = anyhow::Result<bool>>) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("error: cannot start: {error}");
-            return ExitCode::FAILURE;
+            return ExitCode::from(failed);
         }
     };
     match runtime.block_on(work) {
@@ -84,7 +117,7 @@ fn ask(work: impl Future<Output = anyhow::Result<bool>>) -> ExitCode {
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+            ExitCode::from(failed)
         }
     }
 }

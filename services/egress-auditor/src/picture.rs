@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use assistant_proto::egress::{Record, ShowTraceResponse, TraceLine, VerifyChainResponse};
+use assistant_proto::egress::{ExplainResponse, Record, ShowTraceResponse, Standing, TraceLine, VerifyChainResponse};
 
 /// Attributes that come first, in this order; others follow if their names have no dot (those are the services' own).
 const FIRST: [&str; 20] = [
@@ -170,6 +170,63 @@ pub fn duration(micros: u64) -> String {
             let (minutes, rest) = whole_and(60_000_000);
             format!("{minutes} min {} s", rest / 1_000_000)
         }
+    }
+}
+
+/// An explanation: the answer, a line for each wall, what to do.
+#[must_use]
+pub fn explained(asked: &str, response: &ExplainResponse) -> String {
+    let mut out = String::new();
+    let answer = if response.allowed { "allowed" } else { "denied" };
+    push_line(&mut out, &format!("{answer}   {}   {asked}", response.principal));
+    push_line(&mut out, "");
+    for verdict in &response.verdicts {
+        let place = [&verdict.rule, &verdict.source].map(String::as_str).into_iter().filter(|text| !text.is_empty());
+        let place = place.collect::<Vec<_>>().join(", ");
+        let place = if place.is_empty() { place } else { format!("  ({place})") };
+        let reason = if verdict.reason.is_empty() { String::new() } else { format!("{}: ", verdict.reason) };
+        let mark = standing(verdict.standing());
+        push_line(&mut out, &format!("  {:<7} {mark:<8} {reason}{}{place}", verdict.layer, verdict.detail));
+    }
+    if !response.fix.is_empty() {
+        push_line(&mut out, "");
+        push_line(&mut out, &format!("to allow it: {}", response.fix));
+    }
+    for change in &response.changes {
+        push_line(&mut out, &format!("  {}:{}", change.file, change.line));
+        for line in change.text.lines() {
+            push_line(&mut out, &format!("      {line}"));
+        }
+    }
+    out
+}
+
+/// The same for programs.
+#[must_use]
+pub fn explained_json(response: &ExplainResponse) -> String {
+    let verdicts = response.verdicts.iter().map(|verdict| {
+        serde_json::json!({
+            "layer": verdict.layer, "standing": standing(verdict.standing()), "reason": verdict.reason,
+            "detail": verdict.detail, "fix": verdict.fix, "rule": verdict.rule, "source": verdict.source,
+        })
+    });
+    let changes = response
+        .changes
+        .iter()
+        .map(|change| serde_json::json!({"file": change.file, "line": change.line, "text": change.text}));
+    let value = serde_json::json!({
+        "allowed": response.allowed, "principal": response.principal, "fix": response.fix,
+        "verdicts": verdicts.collect::<Vec<_>>(), "changes": changes.collect::<Vec<_>>(),
+    });
+    format!("{value:#}\n")
+}
+
+fn standing(standing: Standing) -> &'static str {
+    match standing {
+        Standing::Unspecified => "unknown",
+        Standing::Passes => "passes",
+        Standing::Refuses => "refuses",
+        Standing::Aside => "aside",
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use assistant_proto::config::{AuditorConfig, Common, DNS_PORT, Retention};
 use assistant_proto::egress::egress_service_server::EgressServiceServer;
+use policy::explain::Book;
 use service_kit::host::{self, Context, ServiceConfig};
 use service_kit::net;
 use service_kit::task::OnEnd;
@@ -80,6 +81,9 @@ impl ServiceConfig for Config {
         if Jaeger::new(&self.0.jaeger_url).is_err() {
             problems.push("jaeger_url: not of the form http://<address>:<port>".to_owned());
         }
+        if let Err(found) = Book::compile(&self.0.explain) {
+            problems.extend(found.iter().map(|problem| format!("explain: {problem}")));
+        }
         let Retention { most_mib, days } = self.0.retention;
         if most_mib < LEAST_MIB {
             problems
@@ -128,7 +132,10 @@ impl EgressAuditor {
             .await
             .with_context(|| format!("the feed of Squid's log cannot be received on {address}:{port}"))?;
         let jaeger = Jaeger::new(&config.jaeger_url).context("jaeger_url")?;
-        let control = Control::new(reader.clone(), jaeger, cx.tasks.clone(), cx.shutdown.draining());
+        let book = Book::compile(&config.explain).map_err(|problems| {
+            anyhow::anyhow!("rules: {}", problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
+        })?;
+        let control = Control::new(reader.clone(), jaeger, book, cx.tasks.clone(), cx.shutdown.draining());
         Ok(Self {
             resolver,
             feed: Arc::new(feed),

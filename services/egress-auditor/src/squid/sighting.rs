@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use assistant_proto::event::{Attachment, EgressAllowed, EgressDenied, EventId, Layer, Scope};
-use assistant_proto::name::{HostName, TierName};
+use assistant_proto::name::TierName;
 use assistant_proto::trace::TraceParent;
 use service_kit::clock;
 use service_kit::text;
@@ -253,19 +253,15 @@ fn attributes(line: &Line, tier: &Scope) -> Vec<(&'static str, String)> {
 fn explain(line: &Line, host: &str, tier: &Scope, reason: Option<Reason>) -> (String, String) {
     let sni = shown(line.sni.as_ref());
     let nothing = |why: &str| format!("nothing will allow it: {why}");
-    let add = || {
-        if host.parse::<HostName>().is_err() {
-            return nothing("it is not a host name");
-        }
-        match tier {
-            Scope::Tier(tier) => format!(
-                "add {host} to squid/allowlist.txt and to `egress` or `credentials` of tier {tier} in tiers.yaml"
-            ),
-            Scope::Stack => format!("add {host} to squid/allowlist.txt, and to the tier or service that needs it"),
-        }
+    let floor = || match tier {
+        Scope::Tier(tier) => policy::explain::floor_denied(Some(tier), host),
+        Scope::Stack => policy::explain::floor_denied(None, host),
     };
     match reason {
-        Some(Reason::HostNotAllowed) => (format!("Squid's floor does not let {} reach {host}", tier.as_str()), add()),
+        Some(Reason::HostNotAllowed) => {
+            let denial = floor();
+            (denial.detail, denial.fix)
+        }
         Some(Reason::AddressLiteral) => {
             (format!("Squid was asked for the address {host} instead of a name"), nothing("only names can be allowed"))
         }
@@ -291,7 +287,7 @@ fn explain(line: &Line, host: &str, tier: &Scope, reason: Option<Reason>) -> (St
             nothing("the two must be the same name"),
         ),
         Some(Reason::ServerNameNotAllowed) => {
-            (format!("Squid cut the tunnel to {host} after it had seen the server's name"), add())
+            (format!("Squid cut the tunnel to {host} after it had seen the server's name"), floor().fix)
         }
         Some(Reason::NotTls) => {
             (format!("what came in the tunnel to {host} was not TLS"), nothing("only HTTPS leaves the VM"))

@@ -39,6 +39,7 @@ fn options_and_arguments_that_cannot_be_meant() {
     refused(&script("up.sh", &["--build", "--drill", "--pull"]), &["--build and --pull contradict each other"]);
     let twice = script("up.sh", &["--build", "--build", "--help"]);
     assert!(twice.status.success(), "{}", said(&twice));
+    assert_eq!(script("explain.sh", &[]).status.code(), Some(2));
     refused(&script("trace.sh", &[&"0".repeat(32)]), &["of zeros only"]);
     refused(&script("trace.sh", &["abc\u{1b}[2J"]), &["'abc[2J' is not a trace id, which is 32 hex digits"]);
     assert_eq!(script("trace.sh", &[]).status.code(), Some(2));
