@@ -3,13 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, Read, Write};
-use std::net::{SocketAddr, SocketAddrV4};
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use service_kit::task::{OnEnd, Tasks};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -154,20 +154,28 @@ impl Gate {
         let stop = self.stop.clone();
         tokio::select! {
             () = stop.cancelled() => {}
-            () = async { self.accept(self.bind().await).await } => {}
+            () = async {
+                let (listener, _reserved) = self.bind().await;
+                self.accept(listener).await;
+            } => {}
         }
     }
 
     /// Listens, however long it takes; says when how it stands changes.
-    async fn bind(&self) -> TcpListener {
+    async fn bind(&self) -> (TcpListener, Option<TcpSocket>) {
         let (name, listen) = (&self.line.name, self.line.listen);
         let mut delay = FIRST_RETRY;
         let mut last = None;
         loop {
-            let said = match TcpListener::bind(listen).await {
-                Ok(listener) => {
+            let both = async {
+                let listener = TcpListener::bind(listen).await?;
+                let port = listener.local_addr()?.port();
+                Ok::<_, std::io::Error>((listener, reserve(port)?))
+            };
+            let said = match both.await {
+                Ok(both) => {
                     say(&Said::Open { listen });
-                    return listener;
+                    return both;
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
                     Said::Occupied { name: name.clone(), listen }
@@ -230,6 +238,18 @@ impl Gate {
             }
             Ok(())
         });
+    }
+}
+
+/// Keeps the same port of ::1 from everybody, without listening there. A browser tries that address first for a name of
+/// localhost: who served it would be the site, tickets included. Nothing to keep where there is no such address.
+fn reserve(port: u16) -> std::io::Result<Option<TcpSocket>> {
+    // Without SO_REUSEADDR, which TcpListener sets: with it another such socket could have the port as well.
+    let Ok(socket) = TcpSocket::new_v6() else { return Ok(None) };
+    match socket.bind(SocketAddr::V6(SocketAddrV6::new(Ipv6Addr::LOCALHOST, port, 0, 0))) {
+        Ok(()) => Ok(Some(socket)),
+        Err(error) if error.kind() == std::io::ErrorKind::AddrNotAvailable => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

@@ -10,6 +10,9 @@ const MOST_NAME: usize = 40;
 /// State LISTEN (include/net/tcp_states.h of Linux).
 const LISTEN: &str = "0A";
 
+/// ::1, as the kernel spells it: four numbers of 32 bits in memory order.
+const LOOPBACK_6: &str = "00000000000000000000000001000000";
+
 /// One socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Socket {
@@ -38,11 +41,11 @@ impl Socket {
         spellings(address).contains(&self.local)
     }
 
-    /// Whether it takes what is sent to this address: at its own, or at everyone's.
+    /// Whether it takes what is sent to this address of loopback: at its own, at ::1, or at everyone's.
     fn takes(&self, address: SocketAddrV4) -> bool {
-        let everyone = |(host, _): (&str, &str)| host.bytes().all(|byte| byte == b'0');
+        let of_loopback = |(host, _): (&str, &str)| host == LOOPBACK_6 || host.bytes().all(|byte| byte == b'0');
         self.is_at(address)
-            || (self.port() == Some(address.port()) && self.local.rsplit_once(':').is_some_and(everyone))
+            || (self.port() == Some(address.port()) && self.local.rsplit_once(':').is_some_and(of_loopback))
     }
 }
 

@@ -138,6 +138,36 @@ async fn who_is_logged_in_stays_so_and_a_used_link_stays_used() {
     assert_eq!(logged_in.get("/").await.status, 401);
 }
 
+/// A browser tries ::1 before 127.0.0.1: whoever listened there would be the site.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_else_has_the_port_of_a_gate_at_the_other_loopback() {
+    use std::io::Write as _;
+    let target = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let listen = free_port().await;
+    let Ok(squatter) = std::net::TcpListener::bind(("::1", listen.port())) else {
+        // Past the capture of a test's output: nobody looks into a test that passed.
+        std::io::stderr().write_all(b"SKIPPED: this machine has no ::1\n").unwrap();
+        return;
+    };
+    let gate = nats(listen, v4(target.local_addr().unwrap()));
+    let supervisor = Supervisor::start(vec![gate.clone()]);
+    wait_for("a report", async || !supervisor.health.problems().is_empty()).await;
+    let (_, problem) = supervisor.health.problems().remove(0);
+    assert!(problem.contains(&format!("(process {})", std::process::id())), "{problem}");
+    assert!(TcpStream::connect(listen).await.is_err(), "a gate whose name leads to somebody else is not open");
+    drop(squatter);
+    wait_for("the gate", async || joined(listen, &target).await).await;
+    for address in ["::1", "::"] {
+        let taken = std::net::TcpListener::bind((address, listen.port()));
+        assert_eq!(taken.unwrap_err().kind(), std::io::ErrorKind::AddrInUse, "{address}");
+    }
+    // Held, and nobody answers: a browser goes on to 127.0.0.1 at once.
+    let refused = TcpStream::connect(("::1", listen.port())).await;
+    assert_eq!(refused.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+    supervisor.stop().await;
+    std::net::TcpListener::bind(("::1", listen.port())).unwrap();
+}
+
 #[test]
 fn the_process_ends_with_its_input_and_listens_on_loopback_only() {
     use std::io::{BufRead, Write};
