@@ -16,6 +16,8 @@ use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use policy::{ModelPermit, Permit};
 use service_kit::clock;
+use service_kit::trace::current_traceparent;
+use tracing::Span;
 
 use crate::attempt::{Attempt, Left, TargetDigest};
 use crate::body::{Body, BodyError};
@@ -71,6 +73,8 @@ struct ModelCall {
     permit: ModelPermit,
     api_base: String,
     began: Instant,
+    /// `broker.litellm`: as long as the call, with its bytes.
+    span: Span,
 }
 
 impl Account {
@@ -100,7 +104,7 @@ impl Account {
         }
     }
 
-    /// Of a model call with a body of `length` bytes, which began then.
+    /// Of a model call with a body of `length` bytes, which began then; its span ends with it.
     pub(crate) fn of_model(
         state: &Arc<State>,
         tier: &Arc<Tier>,
@@ -108,6 +112,7 @@ impl Account {
         permit: &ModelPermit,
         length: usize,
         began: Instant,
+        span: Span,
     ) -> Self {
         let sent = Sent::default();
         sent.add(u64::try_from(length).unwrap_or(u64::MAX));
@@ -119,7 +124,7 @@ impl Account {
             path: crate::models::COMPLETIONS.to_owned(),
             target: TargetDigest::of(crate::models::COMPLETIONS),
             rule: permit.rule().to_owned(),
-            model: Some(ModelCall { permit: permit.clone(), api_base: String::new(), began }),
+            model: Some(ModelCall { permit: permit.clone(), api_base: String::new(), began, span }),
             left: true,
             status: 0,
             cut: None,
@@ -168,6 +173,9 @@ impl Drop for Account {
             },
         );
         let Some(call) = &mut self.model else { return };
+        call.span.record("bytes_out", self.sent.bytes.load(Ordering::Relaxed));
+        call.span.record("bytes_in", self.received);
+        call.span.record("http.response.status_code", self.status);
         let event = ModelCalled {
             tier: self.attempt.tier.clone(),
             principal: call.permit.principal().clone(),
@@ -180,7 +188,8 @@ impl Drop for Account {
             took_millis: u64::try_from(call.began.elapsed().as_millis()).unwrap_or(u64::MAX),
             observed_at: clock::now_rfc3339(),
         };
-        self.state.bus.emit(&event, EventId::unique(), Some(self.attempt.traceparent()));
+        let span = current_traceparent(&call.span).unwrap_or_else(|| self.attempt.traceparent());
+        self.state.bus.emit(&event, EventId::unique(), Some(span));
     }
 }
 

@@ -8,11 +8,14 @@ use std::time::Duration;
 
 use assistant_proto::event::{EgressPermitted, EventId};
 use assistant_proto::name::{PrincipalName, SecretName};
+use assistant_proto::trace::TraceParent;
 use http::StatusCode;
 use policy::{Denial, Injection, ModelPermit, Permit};
 use service_kit::bus::Bus;
 use service_kit::clock;
 use service_kit::text::harmless;
+use service_kit::trace::current_traceparent;
+use tracing::Span;
 
 use crate::attempt::{Attempt, MOST_HOST, MOST_PATH, TargetDigest};
 use crate::refusal::Refusal;
@@ -39,6 +42,8 @@ pub struct Departure<'a> {
     target: Option<TargetDigest>,
     rule: &'a str,
     secret: Option<&'a SecretName>,
+    /// The span of what leaves, where it has one before it leaves.
+    span: Option<TraceParent>,
 }
 
 impl<'a> Departure<'a> {
@@ -55,27 +60,49 @@ impl<'a> Departure<'a> {
             target: Some(TargetDigest::of(&request.origin_form())),
             rule: permit.rule(),
             secret: permit.injection().map(Injection::secret),
+            span: None,
         }
     }
 
     /// A call that the model route permits, to a LiteLLM.
     #[must_use]
-    pub fn of_model(permit: &'a ModelPermit, litellm: &'a str, port: u16, path: &'a str) -> Self {
+    pub fn of_model(permit: &'a ModelPermit, litellm: &'a str, port: u16, path: &'a str, span: &Span) -> Self {
         let (principal, rule) = (permit.principal(), permit.rule());
         let target = Some(TargetDigest::of(path));
-        Self { principal, host: litellm, port, method: "POST", path, target, rule, secret: None }
+        let span = current_traceparent(span);
+        Self { principal, host: litellm, port, method: "POST", path, target, rule, secret: None, span }
     }
 
     /// A call of a tool that the tier's allow-list names.
     #[must_use]
     pub fn of_tool(principal: &'a PrincipalName, server: &'a str, port: u16, tool: &'a str, rule: &'a str) -> Self {
-        Self { principal, host: server, port, method: "tools/call", path: tool, target: None, rule, secret: None }
+        Self {
+            principal,
+            host: server,
+            port,
+            method: "tools/call",
+            path: tool,
+            target: None,
+            rule,
+            secret: None,
+            span: None,
+        }
     }
 
     /// Asking a server of the tier which tools it has.
     #[must_use]
     pub fn of_list(principal: &'a PrincipalName, server: &'a str, port: u16, rule: &'a str) -> Self {
-        Self { principal, host: server, port, method: "tools/list", path: "", target: None, rule, secret: None }
+        Self {
+            principal,
+            host: server,
+            port,
+            method: "tools/list",
+            path: "",
+            target: None,
+            rule,
+            secret: None,
+            span: None,
+        }
     }
 }
 
@@ -101,7 +128,8 @@ pub async fn record(bus: &Bus, attempt: &Attempt, departure: &Departure<'_>) -> 
         trace_id: attempt.trace_id(),
         observed_at: clock::now_rfc3339(),
     };
-    match bus.commit(&event, EventId::unique(), Some(attempt.traceparent()), DEADLINE).await {
+    let span = departure.span.unwrap_or_else(|| attempt.traceparent());
+    match bus.commit(&event, EventId::unique(), Some(span), DEADLINE).await {
         Ok(_) => Ok(Recorded { _only_here: () }),
         Err(error) => {
             tracing::warn!(parent: &attempt.span, %error, "the decision could not be stored, so nothing leaves");

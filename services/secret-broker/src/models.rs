@@ -31,6 +31,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
+use tracing::field::Empty;
 
 use crate::account::Account;
 use crate::attempt::Attempt;
@@ -139,15 +140,7 @@ impl Ingress {
         let litellm = state.models.litellm(&permit).ok_or_else(internal)?;
         let container = litellm::container(permit.confidential());
         let request = litellm.request(&permit, stream, content)?;
-        let departure = Departure::of_model(&permit, container, litellm.port(), COMPLETIONS);
-        let recorded = journal::record(&state.bus, attempt, &departure).await?;
-        let mut within = InTurn::of(&state.turns, &self.tier, attempt);
-        if within.is_over() {
-            return Err(turn::over());
-        }
-
-        // From here on the prompt counts as having left, whatever comes of it.
-        let mut account = Account::of_model(state, &self.tier, attempt, &permit, length, began);
+        // The permit is recorded as this span's, so that egress-auditor can hang the call's tunnels below it.
         let span = tracing::info_span!(
             parent: &attempt.span,
             "broker.litellm",
@@ -156,10 +149,25 @@ impl Ingress {
             server.port = litellm.port(),
             model = permit.model(),
             confidential = permit.confidential().as_str(),
+            http.response.status_code = Empty,
+            bytes_out = Empty,
+            bytes_in = Empty,
+            error = Empty,
         );
+        let departure = Departure::of_model(&permit, container, litellm.port(), COMPLETIONS, &span);
+        let recorded = journal::record(&state.bus, attempt, &departure).await.inspect_err(|_| {
+            span.record("error", "not recorded, so nothing was sent");
+        })?;
+        let mut within = InTurn::of(&state.turns, &self.tier, attempt);
+        if within.is_over() {
+            return Err(turn::over());
+        }
+
+        // From here on the prompt counts as having left, whatever comes of it.
+        let mut account = Account::of_model(state, &self.tier, attempt, &permit, length, began, span.clone());
         // Dropping the call ends its connection.
         let response = tokio::select! {
-            response = litellm.send(request, &recorded).instrument(span) => response,
+            response = litellm.send(request, &recorded).instrument(span.clone()) => response,
             () = within.over() => {
                 account.cut = Some(turn::OVER);
                 return Err(turn::cut());
@@ -167,6 +175,7 @@ impl Ingress {
         };
         let response = response.map_err(|error| {
             tracing::warn!(parent: &attempt.span, container, error = %chain(&error), "no answer of LiteLLM");
+            span.record("error", chain(&error));
             account.left = !error.nothing_sent();
             error.refusal(permit.confidential())
         })?;

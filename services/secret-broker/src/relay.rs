@@ -127,7 +127,7 @@ impl Relay {
         }
         let ready = inject::prepare(&permit, &outgoing, &self.state.secrets)?;
         let recorded = journal::record(&self.state.bus, attempt, &Departure::of_request(&permit)).await?;
-        let mut sender = self.sender(attempt).await.map_err(|error| error.refusal())?;
+        let (mut sender, is_kept) = self.sender(attempt).await.map_err(|error| error.refusal())?;
         let mut within = InTurn::of(&self.state.turns, &self.tier, attempt);
         if within.is_over() {
             return Err(turn::over());
@@ -147,15 +147,16 @@ impl Relay {
         let exchange = async {
             match upstream::send(&mut sender, request, &recorded).await {
                 Ok(response) => Ok(response),
-                // The kept connection had ended meanwhile and nothing was sent on it: once more on a fresh one.
-                Err((_, Some(request))) => {
+                // The kept connection had ended meanwhile and nothing was sent on it: once more on a fresh one. Not where it was
+                // fresh: a permit is for one tunnel, and egress-auditor takes a second one for somebody else's.
+                Err((_, Some(request))) if is_kept => {
                     sender = self.dial(attempt).await.map_err(|error| {
                         account.left = false;
                         error.refusal()
                     })?;
                     upstream::send(&mut sender, request, &recorded).await.map_err(|(error, _)| error.refusal())
                 }
-                Err((error, None)) => Err(error.refusal()),
+                Err((error, _)) => Err(error.refusal()),
             }
         };
         // Dropping the exchange ends its connection.
@@ -200,16 +201,16 @@ impl Relay {
         Ok(request)
     }
 
-    /// The kept connection if it is this turn's and still open, else a new one.
-    async fn sender(&self, attempt: &Attempt) -> Result<SendRequest<Body>, UpstreamError> {
+    /// The kept connection if it is this turn's and still open, else a new one; and whether it is the kept one.
+    async fn sender(&self, attempt: &Attempt) -> Result<(SendRequest<Body>, bool), UpstreamError> {
         let kept = self.link().take();
         if let Some(mut link) = kept
             && link.turn == attempt.turn.turn
             && link.sender.ready().await.is_ok()
         {
-            return Ok(link.sender);
+            return Ok((link.sender, true));
         }
-        self.dial(attempt).await
+        Ok((self.dial(attempt).await?, false))
     }
 
     async fn dial(&self, attempt: &Attempt) -> Result<SendRequest<Body>, UpstreamError> {

@@ -291,15 +291,35 @@ impl Bus {
     /// Queues an event for durable publication. Never blocks. When the queue is full the event is counted as lost and
     /// logged as an error.
     pub fn emit<E: Event>(&self, event: &E, id: EventId, parent: Option<TraceParent>) {
-        let outgoing = match self.outgoing(event, &id, parent) {
+        // Also while NATS is away: what happened happened.
+        if self.enqueue(event, &id, parent) {
+            self.metrics.said(event);
+        }
+    }
+
+    /// The same for an event that was said before, and counted then.
+    pub fn emit_again<E: Event>(&self, event: &E, id: EventId) {
+        self.enqueue(event, &id, None);
+    }
+
+    /// Events taken that NATS has neither acknowledged nor refused for good.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        match &*self.inner {
+            Inner::Connected(bus) => *bus.waiting.borrow(),
+            Inner::Detached(_) => 0,
+        }
+    }
+
+    /// Returns whether it was an event at all; one that finds the queue full is lost, and said to be.
+    fn enqueue<E: Event>(&self, event: &E, id: &EventId, parent: Option<TraceParent>) -> bool {
+        let outgoing = match self.outgoing(event, id, parent) {
             Ok(outgoing) => outgoing,
             Err(error) => {
                 tracing::error!(event_type = E::TYPE, %error, "an event was not published");
-                return;
+                return false;
             }
         };
-        // Also while NATS is away: what happened happened.
-        self.metrics.said(event);
         match &*self.inner {
             Inner::Detached(emitted) => {
                 let body = serde_json::from_slice(&outgoing.payload).unwrap_or_default();
@@ -315,6 +335,7 @@ impl Bus {
                 }
             }
         }
+        true
     }
 
     /// Ends subscriptions and consumers; what is queued still goes out.

@@ -2,9 +2,9 @@
 
 use std::time::SystemTime;
 
-use time::OffsetDateTime;
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
+use time::{OffsetDateTime, PrimitiveDateTime};
 
 /// RFC 3339 with three digits whatever the third is: such times sort as text.
 const MILLISECONDS: &[BorrowedFormatItem<'_>] =
@@ -27,6 +27,13 @@ pub fn rfc3339(at: SystemTime) -> String {
     at.format(MILLISECONDS).unwrap_or_default()
 }
 
+/// The milliseconds since the epoch of a time that [`rfc3339`] wrote; none for anything else.
+#[must_use]
+pub fn millis(text: &str) -> Option<u64> {
+    let at = PrimitiveDateTime::parse(text, MILLISECONDS).ok()?.assume_utc();
+    u64::try_from(at.unix_timestamp_nanos().checked_div(1_000_000)?).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::{Duration, UNIX_EPOCH};
@@ -45,6 +52,12 @@ mod tests {
             (Duration::from_secs(253_402_300_799), "9999-12-31T23:59:59.000Z"),
         ] {
             assert_eq!(rfc3339(UNIX_EPOCH + after_epoch), text, "{after_epoch:?}");
+            assert_eq!(millis(text), u64::try_from(after_epoch.as_millis()).ok(), "{text}");
+        }
+        for text in
+            ["", "2025-06-15", "1969-12-31T23:59:59.000Z", "2025-06-15T15:07:33+00:00", "2025-02-30T00:00:00.000Z"]
+        {
+            assert_eq!(millis(text), None, "{text}");
         }
     }
 }
