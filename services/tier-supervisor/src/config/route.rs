@@ -1,7 +1,7 @@
 //! Where model calls go: an attested route (TEE), any OpenAI-compatible endpoint, or both.
 //!
 //! Owns the shape of an endpoint's address, and which class of tiers has which route. Knows no key: only the names of
-//! secrets. Whether a model exists at its provider is asked when the route is used.
+//! secrets. Whether a model exists at its provider is secret-broker's to find out, once the route stands.
 
 use std::collections::BTreeMap;
 use std::fmt;
