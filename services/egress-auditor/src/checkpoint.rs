@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::compare::Tunnel;
 use crate::line::Line;
+use crate::store::Used;
 use crate::tail::Position;
 
 const VERSION: u32 = 1;
@@ -29,13 +30,16 @@ pub struct Checkpoint {
     /// Tunnels whose permits were not looked for yet. Absent in files of earlier versions.
     #[serde(default)]
     pub waiting: Vec<Tunnel>,
+    /// Permits that tunnels have used not long ago. Absent in files of earlier versions.
+    #[serde(default)]
+    pub used: Vec<Used>,
 }
 
 impl Checkpoint {
-    /// At a position, with open tunnels, and those whose permits were not looked for.
+    /// At a position, with open tunnels, those whose permits were not looked for, and permits that were used.
     #[must_use]
-    pub fn new(position: Option<Position>, open: Vec<Line>, waiting: Vec<Tunnel>) -> Self {
-        Self { version: VERSION, position, open, waiting }
+    pub fn new(position: Option<Position>, open: Vec<Line>, waiting: Vec<Tunnel>, used: Vec<Used>) -> Self {
+        Self { version: VERSION, position, open, waiting, used }
     }
 
     /// Loads the checkpoint of a directory. What cannot be read or understood is said and treated as absent: reading
@@ -87,7 +91,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         assert_eq!(Checkpoint::load(directory.path()), None);
         let position = Position { inode: 7, fingerprint: "ab".to_owned(), offset: 12 };
-        let checkpoint = Checkpoint::new(Some(position), Vec::new(), Vec::new());
+        let checkpoint = Checkpoint::new(Some(position), Vec::new(), Vec::new(), Vec::new());
         checkpoint.save(directory.path()).unwrap();
         assert_eq!(Checkpoint::load(directory.path()), Some(checkpoint.clone()));
         for damage in ["", "{", r#"{"version":2,"position":null,"open":[]}"#, r#"{"version":1}"#] {

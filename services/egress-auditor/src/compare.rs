@@ -1,9 +1,12 @@
 //! Whether Squid and secret-broker tell the same story. Whatever goes out of a tier is permitted by the broker first, and
-//! the permit is stored before the tunnel is asked for; so every tunnel in Squid's log has one in the store. A tunnel that
-//! has none is a wall that does not stand: `floor.breached`, by this service. It says so some seconds after the tunnel was
-//! seen, and only when everything that was on the bus by then has been stored: a permit that is on its way is no breach.
+//! the permit is stored before the tunnel is asked for; so every tunnel in Squid's log has one in the store, which no other
+//! tunnel has used. A tunnel that has none is a wall that does not stand: `floor.breached`, by this service. It says so some
+//! seconds after the tunnel was seen, and only when everything that was on the bus by then has been stored: a permit that is
+//! on its way is no breach.
 //!
-//! The other way round a permit without a tunnel is only counted: the broker could not connect, or Squid refused.
+//! The other way round a permit without a tunnel is only counted: the broker could not connect, or Squid refused. A request
+//! that went over a connection which was kept has a permit too and no tunnel of its own; within half a minute a tunnel of the
+//! same trace to the same host could pass by that one unseen.
 //!
 //! Not here: tunnels of services (models, messengers), for which the broker makes no permits, and what the log's lines mean.
 
@@ -20,11 +23,12 @@ use service_kit::clock;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::calls::Calls;
 use crate::figures::Figures;
 use crate::ledger::{Ledger, Sighting, SpanDraft};
 use crate::line::Millis;
 use crate::record::{Entry, Own};
-use crate::store::{Reader, Wanted};
+use crate::store::{Reader, Used, Wanted};
 
 /// A tunnel is judged this long after it was seen, and a permit after it was stored. A permit is on the bus before its
 /// tunnel is asked for, so this is generous.
@@ -43,6 +47,8 @@ const ASK_EVERY: Duration = Duration::from_millis(100);
 const MOST_AT_ONCE: usize = 1000;
 /// Tunnels that wait. There are more only while the bus is away for long, and then the broker lets nothing out.
 const MOST_WAITING: usize = 16_384;
+/// Used permits that are remembered. Each is some hundred bytes, in every checkpoint.
+const MOST_USED: usize = 4096;
 /// Places that are remembered to have had tunnels.
 const MOST_DOORS: usize = 4096;
 const CHECK: &str = "a permit for every tunnel";
@@ -77,6 +83,7 @@ impl Tunnel {
         let started = self.started_at.system_time();
         let before = |age: Duration| clock::rfc3339(started.checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH));
         Wanted {
+            key: self.key.clone(),
             tier: self.tier.to_string(),
             host: self.host.clone(),
             port: self.port,
@@ -122,6 +129,8 @@ struct State {
     waiting: VecDeque<(Instant, Tunnel)>,
     /// Could not wait.
     dropped: u64,
+    /// Used by a tunnel, the newest last, for as long as another tunnel could be of the same permit.
+    used: VecDeque<Used>,
     /// Stored, and not judged yet.
     permits: VecDeque<(Instant, Door)>,
     doors: HashMap<Door, Traffic>,
@@ -132,6 +141,29 @@ struct Traffic {
     open: u32,
     /// When a tunnel was last opened or closed.
     last: Instant,
+}
+
+/// Both that hold the tunnels in Squid's log against what the bus brings. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Matching {
+    /// Those of tiers, against permits.
+    pub compare: Compare,
+    /// Those of LiteLLM and the TEE proxy, against model calls.
+    pub calls: Calls,
+}
+
+impl Matching {
+    /// Judges tunnels of tiers after `patience`.
+    #[must_use]
+    pub fn new(patience: Duration, figures: Figures) -> Self {
+        Self { compare: Compare::new(patience, figures), calls: Calls::default() }
+    }
+
+    /// What the bus brought has been stored.
+    pub fn stored(&self, raws: &[Raw]) {
+        self.compare.stored(raws);
+        self.calls.stored(raws);
+    }
 }
 
 /// Takes what the log and the bus say. Cheap to clone.
@@ -204,10 +236,18 @@ impl Compare {
         self.state().waiting.iter().map(|(_, tunnel)| tunnel.clone()).collect()
     }
 
-    /// Goes on with tunnels that waited at a checkpoint.
-    pub fn resume(&self, waiting: Vec<Tunnel>) {
+    /// Permits that were used not long ago, for a checkpoint.
+    #[must_use]
+    pub fn used(&self) -> Vec<Used> {
+        self.state().used.iter().cloned().collect()
+    }
+
+    /// Goes on with tunnels that waited at a checkpoint, and permits that were used.
+    pub fn resume(&self, waiting: Vec<Tunnel>, used: Vec<Used>) {
         let now = Instant::now();
-        self.state().waiting.extend(waiting.into_iter().map(|tunnel| (now, tunnel)));
+        let mut state = self.state();
+        state.waiting.extend(waiting.into_iter().map(|tunnel| (now, tunnel)));
+        state.used.extend(used);
     }
 
     /// Judges what is due until `draining`. Run it in `Tasks::spawn_restarting`.
@@ -244,19 +284,22 @@ impl Compare {
 
     /// Judges tunnels, those that wait the longest, of which everything is stored that will be.
     async fn judge(&self, reader: &Reader, ledger: &Ledger, due: Vec<Tunnel>) -> anyhow::Result<()> {
-        let missing = reader.without_permit(due.iter().map(Tunnel::wanted).collect()).await?;
-        let mut breaches = Vec::with_capacity(missing.len());
-        for tunnel in missing.iter().filter_map(|at| due.get(*at)) {
+        let matched = reader.permits(due.iter().map(Tunnel::wanted).collect(), self.used()).await?;
+        let mut breaches = Vec::with_capacity(matched.missing.len());
+        for tunnel in matched.missing.iter().filter_map(|at| due.get(*at)) {
             tracing::error!(tier = %tunnel.tier, host = %tunnel.host, port = tunnel.port, "a tunnel that nobody permitted");
             breaches.push(tunnel.breach());
         }
         let found = u64::try_from(breaches.len()).unwrap_or(u64::MAX);
         ledger.record(breaches).await?;
         self.figures.unpermitted(found);
+        self.figures.permitted(u64::try_from(matched.used.len()).unwrap_or(u64::MAX));
         let dropped = {
             let mut state = self.state();
             let judged: std::collections::HashSet<&str> = due.iter().map(|tunnel| tunnel.key.as_str()).collect();
             state.waiting.retain(|(_, tunnel)| !judged.contains(tunnel.key.as_str()));
+            state.used.extend(matched.used);
+            state.forget_used(SystemTime::now());
             std::mem::take(&mut state.dropped)
         };
         if dropped > 0 {
@@ -298,6 +341,17 @@ impl Compare {
 }
 
 impl State {
+    /// Those whose permits are too old for a tunnel that waits or is still to come.
+    fn forget_used(&mut self, now: SystemTime) {
+        let waiting = self.waiting.iter().map(|(_, tunnel)| tunnel.started_at.system_time()).min();
+        let since = waiting.map_or(now, |started| started.min(now)).checked_sub(WITHIN.saturating_mul(2));
+        let since = since.map(clock::rfc3339).unwrap_or_default();
+        self.used.retain(|used| used.at >= since);
+        while self.used.len() > MOST_USED {
+            self.used.pop_front();
+        }
+    }
+
     fn forget_idle_doors(&mut self) {
         if self.doors.len() > MOST_DOORS {
             let idlest = self.doors.iter().min_by_key(|(_, traffic)| (traffic.open > 0, traffic.last));

@@ -17,6 +17,7 @@ struct Inner {
     free_bytes: AtomicU64,
     pruned: AtomicU64,
     folded: AtomicU64,
+    permitted: AtomicU64,
     unpermitted: AtomicU64,
     not_compared: AtomicU64,
     unused: AtomicU64,
@@ -35,9 +36,12 @@ impl Figures {
             let inner = Arc::clone(&self.inner);
             metrics.gauge(name, what, move |observer| observer.observe(field(&inner).load(Ordering::Relaxed), &[]));
         }
-        let counters: [(&'static str, &'static str, Field); 5] = [
+        let counters: [(&'static str, &'static str, Field); 6] = [
             ("assistant_audit_pruned_records_total", "Records that were let go, oldest first.", |f| &f.pruned),
             ("assistant_audit_folded_events_total", "Events of which the reserve kept number and hash.", |f| &f.folded),
+            ("assistant_tunnels_with_permit_total", "Tunnels through Squid whose permits were found.", |f| {
+                &f.permitted
+            }),
             ("assistant_tunnels_without_permit_total", "Tunnels through Squid that nobody permitted.", |f| {
                 &f.unpermitted
             }),
@@ -66,6 +70,16 @@ impl Figures {
 
     pub(crate) fn folded(&self, events: u64) {
         self.inner.folded.fetch_add(events, Ordering::Relaxed);
+    }
+
+    pub(crate) fn permitted(&self, tunnels: u64) {
+        self.inner.permitted.fetch_add(tunnels, Ordering::Relaxed);
+    }
+
+    /// Tunnels whose permits were found, so far.
+    #[must_use]
+    pub fn tunnels_with_permit(&self) -> u64 {
+        self.inner.permitted.load(Ordering::Relaxed)
     }
 
     pub(crate) fn unpermitted(&self, tunnels: u64) {

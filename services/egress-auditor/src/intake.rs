@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use service_kit::bus::{Bus, BusError, Extent, Raw};
 
-use crate::compare::Compare;
+use crate::compare::Matching;
 use crate::figures::Figures;
 use crate::record::Entry;
 use crate::reserve::{self, Reserve};
@@ -36,7 +36,7 @@ pub struct Intake {
     stream: &'static str,
     reserve: Reserve,
     figures: Figures,
-    compare: Compare,
+    matching: Matching,
     /// Sequence up to which everything was taken; none while nothing ever was.
     taken: Arc<Mutex<Option<u64>>>,
 }
@@ -52,10 +52,10 @@ impl Intake {
         stream: &'static str,
         reserve: Reserve,
         figures: Figures,
-        compare: Compare,
+        matching: Matching,
     ) -> Result<Self, IntakeError> {
         let taken = reader.place(stream).await?;
-        Ok(Self { store, stream, reserve, figures, compare, taken: Arc::new(Mutex::new(taken)) })
+        Ok(Self { store, stream, reserve, figures, matching, taken: Arc::new(Mutex::new(taken)) })
     }
 
     /// Takes what comes over the bus until the bus is closed. Run it in `Tasks::spawn_restarting`.
@@ -129,7 +129,7 @@ impl Intake {
         let newest = raws.iter().map(|raw| raw.stream_sequence).max().unwrap_or(0);
         self.append(entries, taken.unwrap_or(0).max(newest)).await?;
         self.figures.folded(folded);
-        self.compare.stored(raws);
+        self.matching.stored(raws);
         Ok(())
     }
 
@@ -202,8 +202,8 @@ mod tests {
         cx.tasks.spawn("writer", OnEnd::Critical, writer.run(health, draining, deadline));
         let intake = {
             let (reserve, figures) = (Reserve::default(), Figures::default());
-            let compare = Compare::new(crate::compare::PATIENCE, figures.clone());
-            Intake::resume(store, &reader, "EVENTS", reserve, figures, compare).await.unwrap()
+            let matching = Matching::new(crate::compare::PATIENCE, figures.clone());
+            Intake::resume(store, &reader, "EVENTS", reserve, figures, matching).await.unwrap()
         };
         Opened { cx, reader, intake }
     }

@@ -1,10 +1,12 @@
 //! What this service saw itself: into the audit store first, then on the bus and into the trace.
 //!
 //! The order matters. The record is on disk before anybody hears of it; whoever hears of it can find it. The event's id
-//! is chosen before the store is asked, so a crash in between means that it is published later, not twice and not never:
-//! what was stored stays in the outbox until it has come back from the stream.
+//! is chosen before the store is asked, so a crash in between means that it is published later and not never: what was
+//! stored stays in the outbox until it has come back from the stream. What stays there although the bus has nothing more to
+//! send and the store has all that the stream has, is published again, at the start and from then on; so it is not twice on
+//! the stream either, but where a process ends just after it has sent it again.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use assistant_proto::event::{Attachment, EventId};
 use assistant_proto::trace::TraceParent;
@@ -15,8 +17,14 @@ use service_kit::bus::Bus;
 use crate::record::{Entry, Own};
 use crate::store::{Closed, Reader, Store, Stored};
 
-/// What is published again at a start; more than that waits for the next one.
+/// What is published again at a time; the bus has a queue of some times as many.
 const MOST_REPUBLISHED: u32 = 10_000;
+/// How often the outbox is looked at; more and more seldom while publishing again does not help.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+const SLOWEST_LOOK: Duration = Duration::from_secs(30 * 60);
+const ASK_EVERY: Duration = Duration::from_secs(1);
+/// The stream that own events come back from.
+const EVENTS: &str = "EVENTS";
 
 /// A span whose times are those of what was seen, not of when it was understood.
 #[derive(Debug, Clone)]
@@ -118,25 +126,55 @@ impl Ledger {
         self.store.append(vec![entry]).await.map(drop)
     }
 
-    /// Publishes again what was stored up to `through`, the head at the start, and never came back: what is stored after
-    /// it is being published already. The same ids: whoever has an event already sees a replay.
+    /// Publishes again what does not come back, for ever. Run it in `Tasks::spawn_restarting`.
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub async fn republish(&self, reader: &Reader, through: u64) -> anyhow::Result<()> {
-        let waiting = reader.unpublished(through, MOST_REPUBLISHED).await?;
-        if waiting.is_empty() {
-            return Ok(());
+    pub async fn keep_publishing(self, reader: Reader) -> anyhow::Result<()> {
+        let mut pause = LOOK_EVERY;
+        loop {
+            let found = self.republish(&reader).await?;
+            pause = if found == 0 { LOOK_EVERY } else { pause.saturating_mul(2).min(SLOWEST_LOOK) };
+            tokio::time::sleep(pause).await;
         }
-        tracing::info!(count = waiting.len(), "publishing again what was stored before the last end");
-        for record in waiting {
-            let event = Own::from_stored(&record.entry.kind, &record.entry.payload);
-            match (event, record.entry.event_id.parse()) {
-                (Some(event), Ok(id)) => self.publish(&event, id, None),
-                _ => tracing::error!(sequence = record.sequence, "a record of the outbox cannot be published"),
+    }
+
+    /// Publishes again what is stored by now and has not come back once everything else has; returns how much that was. The
+    /// same ids: whoever has an event already sees a replay.
+    async fn republish(&self, reader: &Reader) -> anyhow::Result<usize> {
+        let through = reader.head().borrow().sequence;
+        let (mut after, mut found) = (0, 0_usize);
+        loop {
+            self.settle(reader).await?;
+            let lost = reader.unpublished(after, through, MOST_REPUBLISHED).await?;
+            let Some(last) = lost.last() else { return Ok(found) };
+            (after, found) = (last.sequence, found.saturating_add(lost.len()));
+            tracing::info!(count = lost.len(), "publishing again what was stored and has not come back from the bus");
+            for record in lost {
+                let event = Own::from_stored(&record.entry.kind, &record.entry.payload);
+                match (event, record.entry.event_id.parse()) {
+                    (Some(event), Ok(id)) => self.publish_again(&event, id),
+                    _ => tracing::error!(sequence = record.sequence, "a record of the outbox cannot be published"),
+                }
             }
         }
-        Ok(())
+    }
+
+    /// Waits until nothing is on its way: the bus has no event left to send, and what it has sent is in the store.
+    async fn settle(&self, reader: &Reader) -> anyhow::Result<()> {
+        if self.bus.jetstream().is_none() {
+            return Ok(());
+        }
+        let mut end = None;
+        loop {
+            match end {
+                None if self.bus.waiting() == 0 => end = self.bus.extent(EVENTS).await.ok().map(|extent| extent.last),
+                None => {}
+                Some(end) if reader.place(EVENTS).await?.unwrap_or(0) >= end => return Ok(()),
+                Some(_) => {}
+            }
+            tokio::time::sleep(ASK_EVERY).await;
+        }
     }
 
     fn publish(&self, event: &Own, id: EventId, parent: Option<TraceParent>) {
@@ -146,10 +184,18 @@ impl Ledger {
             Own::Breached(event) => self.bus.emit(event, id, parent),
         }
     }
+
+    fn publish_again(&self, event: &Own, id: EventId) {
+        match event {
+            Own::Denied(event) => self.bus.emit_again(event, id),
+            Own::Allowed(event) => self.bus.emit_again(event, id),
+            Own::Breached(event) => self.bus.emit_again(event, id),
+        }
+    }
 }
 
 /// Made with the tracer rather than as a `tracing` span: those begin and end when code runs.
-fn draw(draft: &SpanDraft, parent: TraceParent) {
+pub(crate) fn draw(draft: &SpanDraft, parent: TraceParent) {
     let tracer = opentelemetry::global::tracer("egress-auditor");
     let attributes = draft.attributes.iter().map(|(name, value)| KeyValue::new(*name, value.clone()));
     let builder = tracer
@@ -166,7 +212,53 @@ fn draw(draft: &SpanDraft, parent: TraceParent) {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+    use assistant_proto::event::FloorBreached;
+    use service_kit::host::Context;
+    use service_kit::task::OnEnd;
+
     use super::*;
+    use crate::store;
+
+    fn sighting(text: &str) -> Sighting {
+        let event = FloorBreached {
+            check: text.to_owned(),
+            detail: String::new(),
+            fix: String::new(),
+            checked_at: String::new(),
+        };
+        let now = SystemTime::now();
+        let span = SpanDraft { name: "x", start: now, end: now, error: None, attributes: Vec::new() };
+        Sighting { id: EventId::derive(&[text.as_bytes()]), event: Own::Breached(event), parent: None, span }
+    }
+
+    #[tokio::test]
+    async fn what_does_not_come_back_is_published_again_and_again() {
+        let (directory, cx) = (tempfile::tempdir().unwrap(), Context::detached());
+        let (store, writer, reader) = store::open(directory.path()).unwrap();
+        let (health, draining, deadline) = (cx.health.clone(), cx.shutdown.draining(), cx.shutdown.deadline());
+        cx.tasks.spawn("writer", OnEnd::Critical, writer.run(health, draining, deadline));
+        let ledger = Ledger::new(store.clone(), cx.bus.clone());
+        let (one, two) = (sighting("one"), sighting("two"));
+        ledger.record(vec![one.clone(), two]).await.unwrap();
+        let told = || cx.bus.emitted().into_iter().map(|(_, body)| body["check"].clone()).collect::<Vec<_>>();
+        assert_eq!(told(), ["one", "two"]);
+        assert_eq!(ledger.republish(&reader).await.unwrap(), 2);
+        assert_eq!(told(), ["one", "two", "one", "two"]);
+        let back = |sighting: &Sighting| Entry { own: false, ..sighting.event.entry(&sighting.id).unwrap() };
+        store.append(vec![back(&one)]).await.unwrap();
+        assert_eq!(ledger.republish(&reader).await.unwrap(), 1);
+        assert_eq!(told().last().unwrap(), "two");
+        // The id of another event: kept beside it, and nobody's to publish.
+        let mut other = sighting("three");
+        other.id = one.id;
+        assert!(matches!(
+            store.append(vec![other.event.entry(&other.id).unwrap()]).await.unwrap()[..],
+            [Stored::Conflict { .. }]
+        ));
+        assert_eq!(ledger.republish(&reader).await.unwrap(), 1, "still the second one alone");
+    }
 
     #[test]
     fn a_trace_of_its_own_is_determined_by_the_id() {

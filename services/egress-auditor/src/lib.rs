@@ -4,6 +4,7 @@
 //! no exit, and losing it closes the tiers' DNS rather than opening it.
 
 pub mod answer;
+pub mod calls;
 pub mod chain;
 pub mod checkpoint;
 pub mod client;

@@ -1,11 +1,11 @@
 //! How long records are kept: asks the store again and again to let go of what is beyond its size or age, and says so when
-//! it cannot. What is let go, and what stands in its place, is the store's business (`store::prune`).
+//! it cannot or must not. What is let go, and what stands in its place, is the store's business (`store::prune`).
 
 use std::time::{Duration, SystemTime};
 
 use assistant_proto::config::Retention;
-use service_kit::clock;
 use service_kit::host::Health;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::figures::Figures;
@@ -26,8 +26,11 @@ pub async fn keep(
     health: Health,
     draining: CancellationToken,
 ) -> anyhow::Result<()> {
+    let mut looked_at = Instant::now();
     loop {
-        let limits = limits(retention, SystemTime::now());
+        let elapsed = looked_at.elapsed();
+        looked_at = Instant::now();
+        let limits = limits(retention, SystemTime::now(), elapsed);
         // Cancel-safe: what was asked of the writer is done by it or not at all.
         let looked = tokio::select! {
             looked = store.prune(limits.clone()) => looked,
@@ -53,17 +56,9 @@ pub async fn keep(
     }
 }
 
-fn limits(retention: Retention, now: SystemTime) -> Limits {
-    let ago = |days: u32| {
-        let age = DAY.saturating_mul(days);
-        // Before the epoch nothing was recorded.
-        clock::rfc3339(now.checked_sub(age).filter(|at| *at > SystemTime::UNIX_EPOCH).unwrap_or(SystemTime::UNIX_EPOCH))
-    };
-    Limits {
-        most_bytes: u64::from(retention.most_mib) << 20,
-        before: ago(retention.days),
-        overdue: ago(retention.days.saturating_add(1)),
-    }
+fn limits(retention: Retention, now: SystemTime, elapsed: Duration) -> Limits {
+    let age = DAY.saturating_mul(retention.days);
+    Limits { most_bytes: u64::from(retention.most_mib) << 20, age, now, elapsed }
 }
 
 /// The sentence names no number that changes, so that it is said once and not at every look.
@@ -75,6 +70,12 @@ fn judge(looked: Result<Look, PruneError>, limits: &Limits) -> Result<(), String
              events among them never came back from the bus: see whether assistant-nats runs",
             limits.most_bytes >> 20
         )),
+        Ok(look) if look.spared => Err(
+            "records of the audit store are too old by the clock, and are kept for now: the clock has leapt, or a tenth of the \
+             record has gone for its age within a day. See whether the machine's clock is right (date); if it is, they go by \
+             themselves within days"
+                .to_owned(),
+        ),
         Ok(_) => Ok(()),
         Err(error) => Err(format!("the audit store cannot let go of its oldest records ({error}); see its log")),
     }
@@ -87,24 +88,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn days_become_times() {
-        let now = SystemTime::UNIX_EPOCH + DAY * 1000;
-        let limits = limits(Retention { most_mib: 3, days: 999 }, now);
-        assert_eq!(limits.most_bytes, 3 << 20);
-        assert_eq!(
-            (limits.before.as_str(), limits.overdue.as_str()),
-            ("1970-01-02T00:00:00.000Z", "1970-01-01T00:00:00.000Z")
-        );
-        assert_eq!(super::limits(Retention { most_mib: 3, days: u32::MAX }, now).before, "1970-01-01T00:00:00.000Z");
-    }
-
-    #[test]
     fn only_what_is_held_and_too_large_is_a_problem() {
-        let limits = limits(Retention { most_mib: 100, days: 31 }, SystemTime::now());
-        let look = |mib: u64, held| Ok(Look { bytes: mib << 20, pruned: 0, held });
+        let limits = limits(Retention { most_mib: 100, days: 31 }, SystemTime::now(), Duration::ZERO);
+        assert_eq!((limits.most_bytes, limits.age), (100 << 20, DAY * 31));
+        let look = |mib: u64, held| Ok(Look { bytes: mib << 20, held, ..Look::default() });
         assert_eq!(judge(look(200, false), &limits), Ok(()));
         assert_eq!(judge(look(120, true), &limits), Ok(()));
         assert!(judge(look(126, true), &limits).unwrap_err().contains("assistant-nats"));
+        let spared = Ok(Look { spared: true, ..Look::default() });
+        assert!(judge(spared, &limits).unwrap_err().contains("clock"));
         assert!(judge(Err(PruneError::Database(rusqlite::Error::InvalidQuery)), &limits).is_err());
     }
 }

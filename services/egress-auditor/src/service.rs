@@ -17,7 +17,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tonic::service::Routes;
 
-use crate::compare::{self, Compare};
+use crate::compare::{self, Matching};
 use crate::control::Control;
 use crate::denials::Denials;
 use crate::disk;
@@ -193,11 +193,11 @@ impl host::Service for EgressAuditor {
         turns.follow(cx, Self::NAME);
         let (figures, reserve) = (Figures::default(), Reserve::default());
         figures.register(&cx.metrics);
-        let compare = Compare::new(compare::PATIENCE, figures.clone());
+        let matching = Matching::new(compare::PATIENCE, figures.clone());
         let mut intakes = Vec::with_capacity(STREAMS.len());
         for stream in STREAMS {
-            let (reserve, figures, compare) = (reserve.clone(), figures.clone(), compare.clone());
-            let intake = Intake::resume(self.store.clone(), &self.reader, stream, reserve, figures, compare).await?;
+            let (reserve, figures, matching) = (reserve.clone(), figures.clone(), matching.clone());
+            let intake = Intake::resume(self.store.clone(), &self.reader, stream, reserve, figures, matching).await?;
             intakes.push((stream, intake));
         }
         tasks.spawn_restarting("audit-retention", {
@@ -207,7 +207,6 @@ impl host::Service for EgressAuditor {
         });
         let ledger = Ledger::new(self.store, cx.bus.clone());
         let denials = Denials::new(turns.clone());
-        let stored_before = self.reader.head().borrow().sequence;
 
         let (writer, health, deadline) = (self.writer, cx.health.clone(), cx.shutdown.deadline());
         tasks.spawn("audit-writer", OnEnd::Critical, {
@@ -233,13 +232,18 @@ impl host::Service for EgressAuditor {
             feed_lines,
             ledger.clone(),
             Attribution::new(self.tiers, turns),
-            compare.clone(),
+            matching.clone(),
             cx.health.clone(),
         );
         tasks.spawn_restarting("compare", {
             let (bus, reader, ledger) = (cx.bus.clone(), self.reader.clone(), ledger.clone());
             let draining = draining.clone();
+            let compare = matching.compare;
             move || compare.clone().run(bus.clone(), reader.clone(), ledger.clone(), draining.clone())
+        });
+        tasks.spawn_restarting("model-calls", {
+            let (calls, draining) = (matching.calls, draining.clone());
+            move || calls.clone().run(draining.clone())
         });
         tasks.spawn("squid-log", OnEnd::Critical, {
             let draining = draining.clone();
@@ -266,7 +270,7 @@ impl host::Service for EgressAuditor {
                 let (ledger, reader, draining) = (ledger.clone(), reader.clone(), draining.clone());
                 async move {
                     tokio::select! {
-                        outcome = ledger.republish(&reader, stored_before) => outcome,
+                        outcome = ledger.keep_publishing(reader) => outcome,
                         () = draining.cancelled() => Ok(()),
                     }
                 }

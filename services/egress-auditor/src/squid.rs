@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::checkpoint::Checkpoint;
-use crate::compare::Compare;
+use crate::compare::Matching;
 use crate::ledger::{Ledger, Sighting};
 use crate::line::{BumpMode, Line, LineError, LineKey, Outcome};
 use crate::record::Entry;
@@ -24,6 +24,7 @@ use crate::tunnel::{Finding, Joiner};
 mod sighting;
 
 pub use sighting::Attribution;
+pub(crate) use sighting::shown;
 
 /// The file is looked at this often even without a signal: the feed may be down.
 const POLL: Duration = Duration::from_millis(250);
@@ -47,7 +48,7 @@ pub struct Follower {
     feed: mpsc::Receiver<Vec<u8>>,
     ledger: Ledger,
     attribution: Attribution,
-    compare: Compare,
+    matching: Matching,
     health: Health,
     readable: bool,
     checkpoint_directory: PathBuf,
@@ -65,17 +66,20 @@ impl Follower {
         feed: mpsc::Receiver<Vec<u8>>,
         ledger: Ledger,
         attribution: Attribution,
-        compare: Compare,
+        matching: Matching,
         health: Health,
     ) -> Self {
         let saved = Checkpoint::load(&checkpoint_directory);
         let (mut position, mut open) = (None, Vec::new());
         if let Some(saved) = saved.clone() {
             (position, open) = (saved.position, saved.open);
-            compare.resume(saved.waiting);
+            matching.compare.resume(saved.waiting, saved.used);
         }
-        for tunnel in open.iter().filter_map(|line| attribution.tunnel(line)) {
-            compare.is_open(&tunnel);
+        for line in &open {
+            match attribution.tunnel(line) {
+                Some(tunnel) => matching.compare.is_open(&tunnel),
+                None => matching.calls.opened(line),
+            }
         }
         Self {
             tail: Some(Tail::new(log_directory, LOG_NAME, position)),
@@ -83,7 +87,7 @@ impl Follower {
             feed,
             ledger,
             attribution,
-            compare,
+            matching,
             health,
             readable: true,
             checkpoint_directory,
@@ -180,10 +184,11 @@ impl Follower {
     fn count(&mut self, line: Line, sightings: &mut Vec<Sighting>) {
         if self.seen.insert(line.key()) {
             // The decision of a tunnel: from then on bytes pass.
-            if (line.outcome, line.mode, line.status) == (Outcome::Undecided, BumpMode::Splice, 200)
-                && let Some(tunnel) = self.attribution.tunnel(&line)
-            {
-                self.compare.opened(tunnel);
+            if (line.outcome, line.mode, line.status) == (Outcome::Undecided, BumpMode::Splice, 200) {
+                match self.attribution.tunnel(&line) {
+                    Some(tunnel) => self.matching.compare.opened(tunnel),
+                    None => self.matching.calls.opened(&line),
+                }
             }
             for finding in self.joiner.take(line) {
                 self.closes(&finding);
@@ -195,17 +200,21 @@ impl Follower {
     /// A tunnel that is over, or one whose decision was never read.
     fn closes(&self, finding: &Finding) {
         match finding {
-            Finding::Left { decided: Some(line), .. } => {
-                if let Some(tunnel) = self.attribution.tunnel(line) {
-                    self.compare.closed(&tunnel);
-                }
-            }
+            Finding::Left { decided: Some(line), closed } => match (self.attribution.tunnel(line), closed) {
+                (Some(tunnel), _) => self.matching.compare.closed(&tunnel),
+                (None, Some(closed)) => self.matching.calls.closed(Some(line), closed),
+                (None, None) => self.matching.calls.lost(line),
+            },
             Finding::Left { decided: None, closed: Some(line) } if line.outcome == Outcome::Tunnel => {
-                if let Some(tunnel) = self.attribution.tunnel(line) {
-                    self.compare.opened(tunnel.clone());
-                    self.compare.closed(&tunnel);
+                match self.attribution.tunnel(line) {
+                    Some(tunnel) => {
+                        self.matching.compare.opened(tunnel.clone());
+                        self.matching.compare.closed(&tunnel);
+                    }
+                    None => self.matching.calls.closed(None, line),
                 }
             }
+            Finding::Left { decided: None, closed: Some(line) } => self.matching.calls.closed(None, line),
             _ => {}
         }
     }
@@ -235,7 +244,8 @@ impl Follower {
     }
 
     async fn save(&mut self, position: Option<Position>) -> anyhow::Result<()> {
-        let checkpoint = Checkpoint::new(position, self.joiner.open(), self.compare.waiting());
+        let compare = &self.matching.compare;
+        let checkpoint = Checkpoint::new(position, self.joiner.open(), compare.waiting(), compare.used());
         let (directory, written) = (self.checkpoint_directory.clone(), checkpoint.clone());
         match tokio::task::spawn_blocking(move || written.save(&directory)).await? {
             Ok(()) => self.saved = Some(checkpoint),

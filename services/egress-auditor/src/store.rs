@@ -19,12 +19,13 @@ use tokio_util::sync::CancellationToken;
 use crate::chain::{self, Hash};
 use crate::record::Entry;
 
+mod age;
 mod permits;
 mod prune;
 mod read;
 mod verify;
 
-pub use permits::Wanted;
+pub use permits::{Matched, Used, Wanted};
 pub use prune::{Limits, Look, MOST_AT_ONCE};
 pub use read::{Filter, ReadError, Reader};
 pub use verify::Verified;
@@ -244,6 +245,7 @@ pub fn open(directory: &Path) -> Result<(Store, Writer, Reader), OpenError> {
         found => return Err(OpenError::Version { path, found }),
     }
     connection.execute_batch(PLACES).map_err(failed)?;
+    connection.execute_batch(age::TABLE).map_err(failed)?;
     let head = last(&connection).map_err(failed)?;
     let (head, head_seen) = watch::channel(head);
     let (sender, queue) = mpsc::channel(QUEUE);
@@ -423,7 +425,8 @@ fn conflict(
         return Ok(None);
     }
     tracing::error!(event_id = %entry.event_id, "an event id was used for two different events; both are recorded");
-    let entry = Entry { event_id: id.as_str().to_owned(), ..entry.clone() };
+    // Nobody publishes it: whoever listens to the bus has the first one, and it would never come back.
+    let entry = Entry { event_id: id.as_str().to_owned(), own: false, ..entry.clone() };
     insert(transaction, head, recorded_at, &entry).map(Some)
 }
 

@@ -88,14 +88,15 @@ async fn a_tunnel_without_a_permit_is_a_breach_and_told_once() {
     stage.permitted(&[permit(1, "good.example", "broker", at - 50), permit(2, "mcp.example", "mcp", at - 50)]).await;
     for tunnel in [
         tunnel("met", "Good.Example", at, Some(TRACE)),
-        tunnel("another request of the permit's minute", "good.example", at + 29_000, Some(TRACE)),
         Tunnel { is_decision: false, ..tunnel("its first line was not read", "good.example", at, None) },
     ] {
         stage.compare.opened(tunnel);
     }
     assert_eq!(stage.judged().await, Vec::<String>::new());
+    assert_eq!(stage.compare.figures.tunnels_with_permit(), 1);
     let unmet = [
         ("nobody", tunnel("1", "evil.example", at, Some(TRACE))),
+        ("a second one for the same permit", tunnel("8", "good.example", at + 100, Some(TRACE))),
         ("no trace", tunnel("0", "good.example", at, None)),
         ("another's trace", tunnel("2", "good.example", at, Some(OTHER))),
         ("long after", tunnel("3", "good.example", at + 31_000, Some(TRACE))),
@@ -110,12 +111,47 @@ async fn a_tunnel_without_a_permit_is_a_breach_and_told_once() {
         assert_eq!(breaches.len(), at + 1, "{what}: {breaches:?}");
         assert!(breaches[at].contains(&format!("{}:{}", tunnel.host, tunnel.port)), "{breaches:?}");
         // Read again after a restart: the same event.
-        stage.compare.resume(vec![tunnel]);
+        stage.compare.resume(vec![tunnel], Vec::new());
         assert_eq!(stage.judged().await.len(), at + 1, "{what}, again");
     }
     let told = stage.cx.bus.emitted();
-    assert_eq!(told.iter().filter(|(subject, _)| subject == "floor.breached.stack").count(), 8);
+    assert_eq!(told.iter().filter(|(subject, _)| subject == "floor.breached.stack").count(), 9);
     assert_eq!(stage.compare.waiting(), []);
+}
+
+#[tokio::test]
+async fn each_tunnel_has_a_permit_of_its_own_and_keeps_it() {
+    let stage = stage();
+    let at = later();
+    // Two requests with a tunnel each; one that went over a tunnel which was kept; one half a minute later.
+    let permits =
+        [(1, at - 50), (2, at + 20_000), (3, at + 40_000)].map(|(n, at)| permit(n, "good.example", "broker", at));
+    stage.permitted(&permits).await;
+    // Judged apart, and the later one first: it leaves the older permit to the earlier tunnel, which has no other.
+    let (early, late) =
+        (tunnel("early", "good.example", at, Some(TRACE)), tunnel("late", "good.example", at + 20_010, Some(TRACE)));
+    stage.compare.opened(late.clone());
+    stage.compare.opened(early.clone());
+    assert_eq!(stage.judged().await, Vec::<String>::new());
+    // Read again after a restart, with what the checkpoint had: each finds its own.
+    let used = stage.compare.used();
+    assert_eq!(used.iter().map(|used| used.tunnel.as_str()).collect::<Vec<_>>(), ["early", "late"]);
+    let resumed = Compare::new(Duration::ZERO, Figures::default());
+    resumed.resume(vec![early, late], used);
+    let due = resumed.due(Instant::now());
+    resumed.judge(&stage.reader, &stage.ledger, due).await.unwrap();
+    assert_eq!((resumed.used().len(), resumed.waiting().len()), (2, 0));
+    assert_eq!(stage.judged().await, Vec::<String>::new());
+    // What is used stays used.
+    resumed.opened(tunnel("third", "good.example", at + 20_020, Some(TRACE)));
+    let due = resumed.due(Instant::now());
+    resumed.judge(&stage.reader, &stage.ledger, due).await.unwrap();
+    assert_eq!(stage.judged().await.len(), 1);
+    // The permit of then is there for the tunnel of then; and nothing is remembered for ever.
+    stage.compare.opened(tunnel("fourth", "good.example", at + 40_010, Some(TRACE)));
+    assert_eq!(stage.judged().await.len(), 1);
+    stage.compare.state().forget_used(Millis(at + 200_000).system_time());
+    assert_eq!(stage.compare.used(), []);
 }
 
 #[tokio::test]

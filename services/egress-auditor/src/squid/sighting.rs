@@ -10,6 +10,7 @@ use service_kit::clock;
 use service_kit::text;
 use service_kit::turns::{TurnContext, Turns};
 
+use crate::calls;
 use crate::compare::Tunnel;
 use crate::ledger::{Sighting, SpanDraft, attached, trace_of};
 use crate::line::{Encoded, Line, Outcome};
@@ -53,7 +54,7 @@ impl Attribution {
     #[must_use]
     pub fn tunnel(&self, line: &Line) -> Option<Tunnel> {
         Some(Tunnel {
-            key: EventId::derive(&[b"tunnel", &line.key().bytes()]).as_str().to_owned(),
+            key: calls::id(line),
             tier: self.tier_named_by(line)?,
             host: shown(line.host.as_ref()),
             port: line.port.unwrap_or(TLS_PORT),
@@ -165,6 +166,7 @@ impl Attribution {
             observed_at: clock::rfc3339(end),
         };
         let mut attributes = last.map(|line| attributes(line, &tier)).unwrap_or_default();
+        attributes.extend(lines.first().map(|first| ("tunnel", calls::id(first))));
         attributes.push(("bytes_out", event.bytes_out.to_string()));
         attributes.push(("bytes_in", event.bytes_in.to_string()));
         attributes.push(attached(event.attachment));
@@ -221,7 +223,7 @@ impl Attribution {
     }
 }
 
-fn shown(text: Option<&Encoded>) -> String {
+pub(crate) fn shown(text: Option<&Encoded>) -> String {
     text.map(|text| text::harmless_line(text.as_str(), MOST_HOST_CHARS)).unwrap_or_default()
 }
 

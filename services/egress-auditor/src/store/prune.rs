@@ -6,14 +6,17 @@
 //! else ever had is not let go. The file does not become smaller; its room is used again.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use assistant_proto::event::{EgressDenied, Event, EventId};
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior};
 use serde::{Deserialize, Serialize};
 use service_kit::clock;
 
+use super::age::{Age, millis};
 use super::{Head, insert};
 use crate::chain::Hash;
+use crate::line::Millis;
 use crate::record::Entry;
 
 /// Type of a tombstone.
@@ -28,10 +31,13 @@ const STEP: u64 = 10;
 pub struct Limits {
     /// Bytes in use.
     pub most_bytes: u64,
-    /// Records from before this (RFC 3339, UTC, milliseconds) are too old ...
-    pub before: String,
-    /// ... and are let go once there is one from before this: now and then many, rather than always a few.
-    pub overdue: String,
+    /// Older records are too old, and are let go once there is one a day older than that: now and then many, rather than
+    /// always a few.
+    pub age: Duration,
+    /// What the clock says.
+    pub now: SystemTime,
+    /// How long the service has run since the last look.
+    pub elapsed: Duration,
 }
 
 /// How the store stands after a look.
@@ -43,6 +49,8 @@ pub struct Look {
     pub pruned: u64,
     /// Some had to be let go and could not, because one has not come back from the bus.
     pub held: bool,
+    /// Some would be too old by the clock, and stay for now: the clock leapt, or enough went today.
+    pub spared: bool,
 }
 
 /// What a tombstone says of the chain.
@@ -114,21 +122,37 @@ struct Body {
     fix: String,
 }
 
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
 /// Lets go of at most [`MOST_AT_ONCE`] records that are beyond the limits.
 pub(super) fn prune(connection: &mut Connection, head: Head, limits: &Limits) -> rusqlite::Result<(Head, Look)> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let bytes = bytes_in_use(&transaction)?;
-    let nothing = Look { bytes, ..Look::default() };
+    let now = limits.now.duration_since(UNIX_EPOCH).map_or(0, millis);
+    let mut age = Age::load(&transaction, now)?;
+    let trusted = age.tick(now, millis(limits.elapsed));
+    let (before, overdue) = (too_old_at(trusted, limits.age), too_old_at(trusted, limits.age.saturating_add(DAY)));
+    let mut nothing = Look { bytes, ..Look::default() };
     let oldest = transaction
         .query_row("SELECT sequence, recorded_at FROM record ORDER BY sequence LIMIT 1", [], |row| {
             Ok((row.get::<_, u64>(0)?, row.get::<_, String>(1)?))
         })
         .optional()?;
-    let Some((first, recorded_at)) = oldest else { return Ok((head, nothing)) };
-    let too_large = beyond_size(bytes, limits.most_bytes, head.sequence.saturating_sub(first).saturating_add(1));
-    let too_old = if recorded_at < limits.overdue { beyond_age(&transaction, first, &limits.before)? } else { 0 };
-    let wanted = too_large.max(too_old).min(MOST_AT_ONCE);
+    let Some((first, recorded_at)) = oldest else {
+        age.save(&transaction)?;
+        transaction.commit()?;
+        return Ok((head, nothing));
+    };
+    let records = head.sequence.saturating_sub(first).saturating_add(1);
+    let too_large = beyond_size(bytes, limits.most_bytes, records);
+    let too_old = if recorded_at < overdue { beyond_age(&transaction, first, &before)? } else { 0 };
+    let may_go = too_old.min(age.left(records));
+    nothing.spared = may_go < too_old
+        || (trusted < now && recorded_at < too_old_at(now, limits.age.saturating_add(DAY)) && too_old == 0);
+    let wanted = too_large.max(may_go).min(MOST_AT_ONCE);
     if wanted == 0 {
+        age.save(&transaction)?;
+        transaction.commit()?;
         return Ok((head, nothing));
     }
     let mut through = first.saturating_add(wanted.saturating_sub(1)).min(head.sequence);
@@ -142,18 +166,29 @@ pub(super) fn prune(connection: &mut Connection, head: Head, limits: &Limits) ->
         through = through.min(waiting.saturating_sub(1));
     }
     if through < first {
+        age.save(&transaction)?;
+        transaction.commit()?;
         return Ok((head, Look { held, ..nothing }));
     }
-    let reason = if too_large > too_old { "retention-size" } else { "retention-age" };
+    let reason = if too_large > may_go { "retention-size" } else { "retention-age" };
     let entry = tombstone(&transaction, first, through, reason)?;
     let pruned = entry.count;
     let recorded_at = clock::now_rfc3339();
     let head = insert(&transaction, head, &recorded_at, &entry)?;
     transaction.execute("DELETE FROM record WHERE sequence <= ?1", [through])?;
+    if reason == "retention-age" {
+        age.went(pruned);
+    }
+    age.save(&transaction)?;
     let bytes = bytes_in_use(&transaction)?;
     transaction.commit()?;
     tracing::info!(through, pruned, reason, payload = entry.payload, "the oldest records were let go");
-    Ok((head, Look { bytes, pruned, held }))
+    Ok((head, Look { bytes, pruned, held, spared: nothing.spared }))
+}
+
+/// What was recorded before this is older than `age` at `now`.
+fn too_old_at(now: u64, age: Duration) -> String {
+    clock::rfc3339(Millis(now.saturating_sub(millis(age))).system_time())
 }
 
 /// How many of the records must go for the size; a tenth is made free then.

@@ -6,7 +6,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
 use tokio::sync::watch;
 
 use super::Head;
-use super::permits::{Wanted, without_permit};
+use super::permits::{Matched, Used, Wanted, permits};
 use super::verify::{Verified, verify};
 use crate::record::{Entry, Record};
 
@@ -69,18 +69,18 @@ impl Reader {
             .await
     }
 
-    /// Own events up to a sequence number that never came back from the bus, oldest first.
+    /// Own events behind `after`, up to `through`, that never came back from the bus, oldest first.
     ///
     /// # Errors
     /// See [`ReadError`].
-    pub async fn unpublished(&self, through: u64, limit: u32) -> Result<Vec<Record>, ReadError> {
+    pub async fn unpublished(&self, after: u64, through: u64, limit: u32) -> Result<Vec<Record>, ReadError> {
         self.blocking(move |connection| {
             let sql = format!(
-                "SELECT {COLUMNS} FROM record WHERE sequence <= ?1 AND event_id IN (SELECT event_id FROM outbox)
-                 ORDER BY sequence LIMIT ?2"
+                "SELECT {COLUMNS} FROM record WHERE sequence > ?1 AND sequence <= ?2
+                 AND event_id IN (SELECT event_id FROM outbox) ORDER BY sequence LIMIT ?3"
             );
             let mut statement = connection.prepare(&sql)?;
-            let rows = statement.query_map((through, limit), record)?;
+            let rows = statement.query_map((after, through, limit), record)?;
             rows.collect()
         })
         .await
@@ -106,12 +106,12 @@ impl Reader {
         self.blocking(move |connection| verify(connection, head)).await
     }
 
-    /// Which of these tunnels have no permit in the store, by their places in the list; see [`permits`](super::permits).
+    /// Permits in the store for these tunnels, where some are used already; see [`permits`](super::permits).
     ///
     /// # Errors
     /// See [`ReadError`].
-    pub async fn without_permit(&self, wanted: Vec<Wanted>) -> Result<Vec<usize>, ReadError> {
-        self.blocking(move |connection| without_permit(connection, &wanted)).await
+    pub async fn permits(&self, wanted: Vec<Wanted>, used: Vec<Used>) -> Result<Matched, ReadError> {
+        self.blocking(move |connection| permits(connection, &wanted, &used)).await
     }
 
     async fn blocking<T: Send + 'static>(

@@ -1,6 +1,7 @@
 //! The audit store: stored once, chained, and never silently without a disk.
 
 use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
 
 use assistant_proto::egress::VerifyChainRequest;
 use assistant_proto::egress::egress_service_server::EgressService;
@@ -127,14 +128,14 @@ async fn an_event_is_stored_once_and_an_id_cannot_hide_another_event() {
     let mine = event(id.as_str(), "mine.example", true);
     let first = store.append(vec![mine.clone(), event("other", "b.example", false), mine.clone()]).await.unwrap();
     assert_eq!(first, [Stored::New { sequence: 1 }, Stored::New { sequence: 2 }, Stored::Known]);
-    assert_eq!(reader.unpublished(u64::MAX >> 1, 10).await.unwrap().len(), 1, "in the outbox until it is back");
-    assert!(reader.unpublished(0, 10).await.unwrap().is_empty(), "what is newer is not asked for");
+    assert_eq!(reader.unpublished(0, u64::MAX >> 1, 10).await.unwrap().len(), 1, "in the outbox until it is back");
+    assert!(reader.unpublished(0, 0, 10).await.unwrap().is_empty(), "what is newer is not asked for");
 
     // The same id with another content: both stand, however often it comes.
     let forged = event(id.as_str(), "forged.example", false);
     assert_eq!(store.append(vec![forged.clone()]).await.unwrap(), [Stored::Conflict { sequence: 3 }]);
     assert_eq!(store.append(vec![forged]).await.unwrap(), [Stored::Known]);
-    assert_eq!(reader.unpublished(u64::MAX >> 1, 10).await.unwrap().len(), 1, "a forgery confirms nothing");
+    assert_eq!(reader.unpublished(0, u64::MAX >> 1, 10).await.unwrap().len(), 1, "a forgery confirms nothing");
 
     // Seen again by this service, in another turn or in none: the same event. Over the bus it would not be.
     let again =
@@ -143,22 +144,47 @@ async fn an_event_is_stored_once_and_an_id_cannot_hide_another_event() {
 
     // It comes back from the bus.
     assert_eq!(store.append(vec![Entry { own: false, ..mine }]).await.unwrap(), [Stored::Known]);
-    assert!(reader.unpublished(u64::MAX >> 1, 10).await.unwrap().is_empty());
+    assert!(reader.unpublished(0, u64::MAX >> 1, 10).await.unwrap().is_empty());
     assert_eq!(reader.newest(Filter::default(), u64::MAX, 10).await.unwrap().len(), 3);
     assert_eq!(reader.verify().await.unwrap().broken_at, None);
     drop(store);
 }
 
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
 /// Nothing is too old.
 fn no_larger_than(most_bytes: u64) -> Limits {
-    let never = String::new();
-    Limits { most_bytes, before: never.clone(), overdue: never }
+    Limits { most_bytes, age: DAY * 10_000, now: SystemTime::now(), elapsed: Duration::ZERO }
 }
 
 /// Everything is too old.
 fn nothing() -> Limits {
-    let now = "9999-12-31T23:59:59.999Z".to_owned();
-    Limits { most_bytes: u64::MAX, before: now.clone(), overdue: now }
+    Limits { most_bytes: u64::MAX, age: Duration::ZERO, now: SystemTime::now() + DAY * 2, elapsed: Duration::ZERO }
+}
+
+#[tokio::test]
+async fn a_clock_that_leaps_empties_nothing() {
+    let place = Place::new();
+    let cx = Context::detached();
+    let (store, reader) = open(&place, &cx);
+    for n in 0..3 {
+        store.append(vec![event(&format!("id{n}"), "a.example", false)]).await.unwrap();
+    }
+    let by_age = |now: SystemTime, elapsed| Limits { most_bytes: u64::MAX, age: DAY * 400, now, elapsed };
+    let now = SystemTime::now();
+    let look = store.prune(by_age(now, Duration::ZERO)).await.unwrap();
+    assert_eq!((look.pruned, look.spared), (0, false));
+    // As often as it is asked, and by however many starts.
+    for _ in 0..3 {
+        let look = store.prune(by_age(now + DAY * 1000, Duration::ZERO)).await.unwrap();
+        assert_eq!((look.pruned, look.spared), (0, true));
+    }
+    let look = store.prune(by_age(now, DAY)).await.unwrap();
+    assert_eq!((look.pruned, look.spared), (0, false), "the clock is right again");
+    let look = store.prune(by_age(now + DAY * 1000, DAY * 2)).await.unwrap();
+    assert_eq!((look.pruned, look.spared), (3, false), "the control: it has stayed there for long");
+    assert_eq!(reader.verify().await.unwrap().broken_at, None);
+    drop(store);
 }
 
 #[tokio::test]
