@@ -1,10 +1,18 @@
 //! The tool call that works, with the token that the tier never has.
 
+use std::cell::Cell;
+use std::time::Duration;
+
 use assistant_proto::channel::ApprovalRequested;
+use assistant_proto::egress::ListRecordsRequest;
+use assistant_proto::egress::egress_service_client::EgressServiceClient;
+use assistant_proto::event::{EgressPermitted, Event, FloorBreached};
 use assistant_tests::doubles::MARVIN_HOST;
 use assistant_tests::doubles::record::Arrival;
+use assistant_tests::harness::bus::Watch;
 use assistant_tests::harness::command::{inside, run};
-use assistant_tests::harness::{AGENT, SERVER, STATE, TIER, agent, search, sink};
+use assistant_tests::harness::{AGENT, SERVER, STATE, TIER, agent, metrics, search, sink, until};
+use service_kit::task::Tasks;
 
 fn token() -> String {
     std::fs::read_to_string(format!("{STATE}/secrets/marvin_api_key")).unwrap().trim().to_owned()
@@ -33,6 +41,34 @@ async fn the_task_service_gets_the_real_token_and_the_tier_an_answer() {
             assert!(!headers.iter().any(|header| header == name), "{name} left: {headers:?}");
         }
     }
+}
+
+/// Of the auditor's comparison, seen by Prometheus.
+const JUDGED_WITHIN: Duration = Duration::from_secs(60);
+
+#[tokio::test]
+async fn an_ordinary_tunnel_is_matched_with_its_permit_and_no_breach() {
+    let tasks = Tasks::default();
+    let breaches = Watch::<FloorBreached>::watch(&tasks).await.unwrap();
+    let with = "sum(assistant_tunnels_with_permit_total)";
+    let before = metrics::value(with).await.unwrap().unwrap_or_default();
+    let turn = agent::say(TIER, "what are my tasks?").await.unwrap();
+    assert!(turn.reply.contains("Water the plants"), "{turn:?}");
+    // Judged, and found. Prometheus may still remember the count of an earlier start; it falls to nothing then.
+    let floor = Cell::new(before);
+    until("the tunnel's match", JUDGED_WITHIN, || async {
+        let now = metrics::value(with).await?.unwrap_or_default();
+        floor.set(floor.get().min(now));
+        Ok((now > floor.get()).then_some(()))
+    })
+    .await
+    .unwrap();
+    let told = breaches.those(|event| event.check == "a permit for every tunnel" && event.detail.contains(MARVIN_HOST));
+    assert_eq!(told, [], "the control is denied::squid_denies_on_its_own: the same host without a permit is one");
+    let mut client = EgressServiceClient::new(agent::connect("egress-auditor").await.unwrap());
+    let request = ListRecordsRequest { tier: TIER.to_owned(), r#type: EgressPermitted::TYPE.to_owned(), limit: 100 };
+    let records = client.list_records(request).await.unwrap().into_inner().records;
+    assert!(records.iter().any(|record| record.trace_id == turn.trace_id && record.host == MARVIN_HOST), "{records:?}");
 }
 
 #[tokio::test]

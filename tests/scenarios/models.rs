@@ -95,6 +95,10 @@ async fn a_call_names_litellm_and_where_it_went() {
     .unwrap();
     assert_eq!(line.attributes.get("server.address").map(String::as_str), Some(LITELLM), "{line:?}");
     assert!(line.depth >= 2, "it hangs under the turn: {line:?}");
+    for bytes in ["bytes_out", "bytes_in"] {
+        let number = line.attributes.get(bytes).and_then(|number| number.parse::<u64>().ok());
+        assert!(number.is_some_and(|number| number > 0), "{bytes} of the call itself: {line:?}");
+    }
 }
 
 #[tokio::test]

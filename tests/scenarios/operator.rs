@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use assistant_proto::egress::egress_service_client::EgressServiceClient;
-use assistant_proto::egress::{ShowTraceRequest, VerifyChainRequest};
+use assistant_proto::egress::{ShowTraceRequest, TraceLine, VerifyChainRequest};
 use assistant_proto::tier::tier_service_client::TierServiceClient;
 use assistant_proto::tier::{CheckFloorRequest, PlanTiersRequest};
+use assistant_tests::doubles::MODEL_HOST;
 use assistant_tests::harness::command::{run, run_watched};
 use assistant_tests::harness::{TIER, agent, until};
 
@@ -46,7 +47,8 @@ async fn one_trace_from_message_to_squid() {
     let turn = agent::say(TIER, "what are my tasks?").await.unwrap();
     assert!(turn.reply.contains("Water the plants"), "{turn:?}");
     let client = EgressServiceClient::new(agent::connect("egress-auditor").await.unwrap());
-    let lines = until("bridge, broker and Squid in one trace", Duration::from_secs(20), || {
+    // The model's own bytes are among what left: its tunnel hangs below the broker's call of LiteLLM, told by time.
+    let lines = until("bridge, broker, Squid and the model's tunnel in one trace", Duration::from_secs(20), || {
         let mut client = client.clone();
         let trace_id = turn.trace_id.clone();
         async move {
@@ -56,7 +58,8 @@ async fn one_trace_from_message_to_squid() {
             };
             let whole = lines.iter().any(|line| line.name == "turn")
                 && has("secret-broker", "broker.")
-                && has("egress-auditor", "squid.");
+                && lines.iter().any(|line| is_by_header(line))
+                && below(&lines, "broker.litellm", is_by_time);
             Ok(whole.then_some(lines))
         }
     })
@@ -64,11 +67,35 @@ async fn one_trace_from_message_to_squid() {
     .unwrap();
     let roots: Vec<_> = lines.iter().filter(|line| line.depth == 0).collect();
     assert_eq!(roots.len(), 1, "one tree: {lines:#?}");
-    let squid = lines.iter().find(|line| line.name.starts_with("squid.")).unwrap();
+    let squid = lines.iter().find(|line| is_by_header(line)).unwrap();
     assert!(squid.depth >= 2, "Squid's span hangs under the broker's: {squid:?}");
     let script = assistant_tests::harness::root().join("deploy/trace.sh");
     let shown = run(script.to_str().unwrap(), &[&turn.trace_id]).await.unwrap().ok().unwrap();
     assert!(shown.contains("squid.") && shown.contains("broker."), "{shown}");
+}
+
+/// A tunnel whose CONNECT named its span.
+fn is_by_header(line: &TraceLine) -> bool {
+    line.name == "squid.tunnel" && !line.attributes.contains_key("attached_by")
+}
+
+/// A tunnel of the model's, which names none: it says how it is known, and whose it is.
+fn is_by_time(line: &TraceLine) -> bool {
+    let says = |name: &str, value: &str| line.attributes.get(name).is_some_and(|said| said == value);
+    line.service == "egress-auditor"
+        && line.name == "squid.tunnel"
+        && says("attached_by", "time")
+        && says("attachment", "active")
+        && says("server.address", MODEL_HOST)
+        && ["kept", "shared", "tunnel", "opened_at"].iter().all(|name| line.attributes.contains_key(*name))
+}
+
+/// Whether one that fits hangs right below one of that name.
+fn below(lines: &[TraceLine], name: &str, fits: impl Fn(&TraceLine) -> bool) -> bool {
+    lines.iter().enumerate().filter(|(_, line)| line.name == name).any(|(at, parent)| {
+        let deeper = |line: &&TraceLine| line.depth > parent.depth;
+        lines.iter().skip(at + 1).take_while(deeper).any(|line| line.depth == parent.depth + 1 && fits(line))
+    })
 }
 
 #[tokio::test]
