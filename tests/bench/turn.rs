@@ -28,8 +28,8 @@ pub(crate) const KINDS: [(&str, &str, &str); 2] =
 const PARTS: [(&str, &str); 10] = [
     ("broker.upstream", "broker: connection through Squid, and TLS with the task service"),
     ("broker.request", "broker: decision, journal, the task service's answer"),
-    ("broker.litellm", "LiteLLM, Squid and the model, up to the head of the answer"),
-    ("broker.model", "model ingress: decision, journal, rest of the answer"),
+    ("broker.litellm", "LiteLLM, Squid and the model: the whole call"),
+    ("broker.model", "model ingress: decision, journal"),
     ("broker.tool", "MCP ingress and MCP server: the tool call"),
     ("broker.mcp", "MCP ingress: session and list of tools"),
     ("agent.prompt", "agent: the rest of the prompt"),
