@@ -17,7 +17,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use assistant_proto::name::TierName;
-use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use hyper::header::{
     CONNECTION, HOST, ORIGIN, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, UPGRADE,
@@ -27,7 +26,6 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use serde::Deserialize;
 use serde_json::{Value, json};
 use service_kit::host::{Context, Shutdown};
 use service_kit::task::{OnEnd, Tasks};
@@ -41,15 +39,15 @@ use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
 use crate::acp::Gateway;
 use crate::channels::terminal::Terminal;
-use crate::envelope::{Conversation, Outcome, Person};
-use crate::record::RecordError;
+use crate::envelope::{Conversation, Person};
 use crate::reply::links::Reach;
 use answers::Answer;
 use files::Files;
-use history::{History, Told};
+use history::History;
 use paths::{AGENT, Refusal, Way};
 
 mod answers;
+mod conversations;
 pub mod files;
 pub mod frames;
 pub mod history;
@@ -74,9 +72,8 @@ const MOST_CHATS: usize = 16;
 const HEAD_WITHIN: Duration = Duration::from_secs(60);
 const MOST_HEADERS: usize = 64;
 const MOST_HEAD: usize = 32 << 10;
-/// For a body, which is at most a name.
-const BODY_WITHIN: Duration = Duration::from_secs(10);
-const MOST_BODY: usize = 4096;
+/// For the protocol to change.
+const UPGRADE_WITHIN: Duration = Duration::from_secs(10);
 /// Longest frame of a page: the longest message, every byte of it escaped.
 const MOST_FRAME: usize = crate::route::MOST_TEXT * 6 + 1024;
 const MOST_UNWRITTEN: usize = 4 << 20;
@@ -165,6 +162,17 @@ impl Dashboard {
         Ok(Self { listener, shared: Arc::new(shared) })
     }
 
+    /// Counts what the dashboards refuse.
+    pub fn count(dashboards: &[Self], cx: &Context) {
+        let shared: Vec<_> = dashboards.iter().map(|dashboard| Arc::clone(&dashboard.shared)).collect();
+        let refused = move || -> u64 {
+            let counters = shared.iter().flat_map(|shared| &shared.refused);
+            counters.fold(0, |sum, counter| sum.saturating_add(counter.load(Ordering::Relaxed)))
+        };
+        let (name, what) = ("assistant_dashboard_refused_total", "Requests to dashboards that were refused.");
+        cx.metrics.counter(name, what, move |observer| observer.observe(refused(), &[]));
+    }
+
     /// Serves until the service drains. Critical: a dashboard that nobody can open is not one.
     pub fn spawn(self, cx: &Context) {
         let name = format!("dashboard {}", self.shared.tier);
@@ -226,12 +234,6 @@ async fn connection(shared: Arc<Shared>, stream: UnixStream, place: OwnedSemapho
     Ok(())
 }
 
-/// What names a conversation anew.
-#[derive(Debug, Deserialize)]
-struct NewName {
-    name: String,
-}
-
 impl Shared {
     async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Answer {
         let (mut parts, body) = request.into_parts();
@@ -251,6 +253,7 @@ impl Shared {
                 answers::json(StatusCode::OK, &json!({"status": "ok", "paired": true, "require_pairing": false}))
             }
             Way::Agents => answers::json(StatusCode::OK, &json!({"path": "agents", "keys": [AGENT]})),
+            Way::AgentShown => answers::json(StatusCode::OK, &the_agent()),
             Way::Forward(what) => match upstream::ask(&self.gateway, what).await {
                 Ok(value) => answers::json(StatusCode::OK, &value),
                 Err(error) => {
@@ -258,10 +261,10 @@ impl Shared {
                     answers::problem(StatusCode::BAD_GATEWAY, "agent_did_not_answer", &error.to_string())
                 }
             },
-            Way::Sessions => kept(self.sessions().await),
-            Way::Messages(id) => kept(self.messages(&id).await),
+            Way::Sessions => conversations::kept(self.sessions().await),
+            Way::Messages(id) => conversations::kept(self.messages(&id).await),
             Way::Rename(id) => self.rename(&id, body).await,
-            Way::Forget(id) => kept(self.forget(&id).await),
+            Way::Forget(id) => conversations::kept(self.forget(&id).await),
             Way::Stop(id) => {
                 let stopped = !self.terminal.registry.stop(&self.person(id)).is_empty();
                 let status = if stopped { "aborted" } else { "no_active_response" };
@@ -307,71 +310,6 @@ impl Shared {
         Person { conversation, sender: KIND.to_owned() }
     }
 
-    async fn sessions(&self) -> Result<Value, RecordError> {
-        let sessions: Vec<Value> = self
-            .history
-            .list(&self.tier)
-            .await?
-            .into_iter()
-            .map(|summary| {
-                json!({"session_id": summary.id, "session_key": format!("gw_{}", summary.id), "name": summary.name,
-                    "created_at": summary.began_at, "last_activity": summary.used_at,
-                    "message_count": summary.turns.saturating_mul(2), "agent_alias": AGENT, "channel_id": null})
-            })
-            .collect();
-        Ok(json!({ "sessions": sessions }))
-    }
-
-    async fn messages(&self, id: &str) -> Result<Value, RecordError> {
-        let told = self.history.conversation(&self.tier, id).await?;
-        let messages = told.map_or_else(Vec::new, |told| self.shown(told));
-        Ok(json!({"session_id": id, "messages": messages, "session_persistence": true}))
-    }
-
-    /// A conversation as the page shows it: `user` as it was written, `assistant` as Markdown, all else as it is.
-    fn shown(&self, told: Told) -> Vec<Value> {
-        let mut messages = Vec::new();
-        for seen in told.turns {
-            let mut say = |role: &str, content: String| {
-                messages.push(json!({"role": role, "content": content, "created_at": seen.asked_at}));
-            };
-            say("user", seen.text);
-            match seen.outcome {
-                Some(Outcome::Answered { reply, .. }) => say("assistant", markdown::safe(&reply, &self.reach)),
-                Some(failed @ Outcome::Failed { .. }) => say("notice", failed.message()),
-                None => continue,
-            }
-            say("assistant", frames::trace_note(&seen.trace_id));
-        }
-        messages
-    }
-
-    async fn rename(&self, id: &str, body: Incoming) -> Answer {
-        let read = timeout(BODY_WITHIN, Limited::new(body, MOST_BODY).collect()).await;
-        let name = match read {
-            Ok(Ok(body)) => serde_json::from_slice::<NewName>(&body.to_bytes()).ok(),
-            Ok(Err(_)) | Err(_) => None,
-        };
-        let name = name.map(|new| harmless_line(new.name.trim(), history::MOST_NAME)).filter(|name| !name.is_empty());
-        let Some(name) = name else {
-            return answers::problem(StatusCode::BAD_REQUEST, "unusable_name", "the name of a conversation is a text");
-        };
-        match self.history.rename(&self.tier, id, name).await {
-            Ok(true) => answers::json(StatusCode::OK, &json!({"session_id": id, "renamed": true})),
-            Ok(false) => answers::refused(Refusal::NoSuch),
-            Err(error) => unkept(&error),
-        }
-    }
-
-    /// What the agent remembers of it stays in the agent's store; the next message begins another session there.
-    async fn forget(&self, id: &str) -> Result<Value, RecordError> {
-        let person = self.person(id.to_owned());
-        let stopped = self.terminal.registry.stop(&person).len();
-        self.terminal.records.forget_session(&person.conversation).await?;
-        let deleted = self.history.forget(&self.tier, id).await?;
-        Ok(json!({"deleted": deleted, "session_id": id, "stopped": stopped}))
-    }
-
     fn chat(self: Arc<Self>, id: String, parts: &mut request::Parts) -> Result<Answer, Refusal> {
         let upgrade = parts.method == Method::GET
             && parts.headers.get(UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"));
@@ -385,7 +323,7 @@ impl Shared {
         let place = Arc::clone(&self.chats).try_acquire_owned().map_err(|_| Refusal::Busy)?;
         let tasks = self.tasks.clone();
         tasks.spawn("dashboard chat", OnEnd::Expected, async move {
-            let stream = timeout(BODY_WITHIN, upgraded).await??;
+            let stream = timeout(UPGRADE_WITHIN, upgraded).await??;
             let config = WebSocketConfig::default()
                 .max_message_size(Some(MOST_FRAME))
                 .max_frame_size(Some(MOST_FRAME))
@@ -408,21 +346,17 @@ impl Shared {
     }
 }
 
+/// That the one agent is there, in the shape of ZeroClaw's list of fields. What else it is like stands in tiers.yaml.
+fn the_agent() -> Value {
+    let enabled = json!({"path": format!("agents.{AGENT}.enabled"), "category": "agents", "kind": "bool",
+        "type_hint": "bool", "value": "true", "populated": true, "is_secret": false, "is_env_overridden": false,
+        "enum_variants": [], "section": "agents", "tab": null, "multiline": false});
+    json!({"entries": [enabled], "drifted": []})
+}
+
 /// `ws://<host>` of the site. The gate has checked the host; what is none is left out.
 fn socket_of(parts: &request::Parts) -> String {
     let host = parts.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b':');
     if !host.is_empty() && host.bytes().all(plain) { format!("ws://{host}") } else { String::new() }
-}
-
-fn kept(result: Result<Value, RecordError>) -> Answer {
-    match result {
-        Ok(value) => answers::json(StatusCode::OK, &value),
-        Err(error) => unkept(&error),
-    }
-}
-
-fn unkept(error: &RecordError) -> Answer {
-    tracing::error!(%error, "the history of a dashboard cannot be used");
-    answers::problem(StatusCode::INTERNAL_SERVER_ERROR, "history_unusable", "the bridge's own records cannot be used")
 }

@@ -164,6 +164,7 @@ impl ChannelBridge {
 
     /// Serves the dashboards.
     pub fn start_dashboards(&mut self, cx: &Context) {
+        Dashboard::count(&self.dashboards, cx);
         for dashboard in self.dashboards.drain(..) {
             dashboard.spawn(cx);
         }

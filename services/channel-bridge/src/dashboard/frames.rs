@@ -80,7 +80,9 @@ impl Screen {
         match update {
             // The person's own words are there already.
             Update::Accepted { .. } => Vec::new(),
-            Update::Queued => vec![note("The tier is busy with another message. This one waits its turn.")],
+            Update::Queued => {
+                vec![note("The tier is busy with another message. This one waits its turn."), working()]
+            }
             Update::Text(text) => vec![json!({"type": "chunk", "content": text})],
             Update::ToolCall { title, status } => self.tool(title, status).into_iter().collect(),
             Update::Ask { approval, action, code, expires_in } => {
@@ -100,9 +102,11 @@ impl Screen {
                 }
                 match outcome {
                     ApprovalOutcome::Approved | ApprovalOutcome::Denied | ApprovalOutcome::Withdrawn => Vec::new(),
-                    ApprovalOutcome::TimedOut => vec![note("Nobody answered in time: it counts as denied.")],
+                    ApprovalOutcome::TimedOut => {
+                        vec![note("Nobody answered in time: it counts as denied."), working()]
+                    }
                     ApprovalOutcome::Undeliverable => {
-                        vec![note("The question could not be shown in time: it counts as denied.")]
+                        vec![note("The question could not be shown in time: it counts as denied."), working()]
                     }
                 }
             }
@@ -157,7 +161,8 @@ pub fn trace_note(trace_id: &str) -> String {
     format!("Trace {}", markdown::code(trace_id))
 }
 
-/// Tells a page that has just come that something is under way.
+/// Tells a page that something is under way: one that has just come, and one that was sent a note, which it takes for the
+/// end of it.
 #[must_use]
 pub fn working() -> Value {
     json!({"type": "thinking", "content": ""})
@@ -246,7 +251,7 @@ mod tests {
         assert!(screen.show(ask, &reach).is_empty());
         assert!(screen.code(approval.as_str()).is_some() && screen.code("other").is_none());
         let decided = Update::Decided { code, outcome: ApprovalOutcome::TimedOut };
-        assert_eq!(types(&screen.show(decided.clone(), &reach)), ["message"]);
+        assert_eq!(types(&screen.show(decided.clone(), &reach)), ["message", "thinking"]);
         assert!(screen.show(decided, &reach).is_empty() && screen.code(approval.as_str()).is_none());
     }
 }

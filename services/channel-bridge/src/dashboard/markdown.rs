@@ -12,7 +12,7 @@ use crate::reply::markup::{self, Cell, Style};
 #[must_use]
 pub fn safe(text: &str, reach: &Reach) -> String {
     let cells = links::inert(markup::parse(text), reach);
-    let mut out = Writer { out: String::with_capacity(text.len()), line_begins: true };
+    let mut out = Writer { out: String::with_capacity(text.len()), line_begins: true, reach };
     for run in cells.chunk_by(|a, b| a.style == b.style) {
         let style = run.first().map_or(Style::PLAIN, |cell| cell.style);
         if style.has(Style::BLOCK) {
@@ -35,7 +35,7 @@ pub fn safe(text: &str, reach: &Reach) -> String {
 /// A word of the bridge itself, shown as code.
 #[must_use]
 pub fn code(text: &str) -> String {
-    let mut out = Writer { out: String::new(), line_begins: false };
+    let mut out = Writer { out: String::new(), line_begins: false, reach: &Reach::default() };
     out.code(text);
     out.out
 }
@@ -53,12 +53,13 @@ fn mark(style: Style) -> &'static str {
     }
 }
 
-struct Writer {
+struct Writer<'a> {
     out: String,
     line_begins: bool,
+    reach: &'a Reach,
 }
 
-impl Writer {
+impl Writer<'_> {
     fn prose(&mut self, run: &[Cell], mark: &str) {
         let text = text_of(run);
         for (index, line) in text.split('\n').enumerate() {
@@ -89,7 +90,7 @@ impl Writer {
         if !self.line_begins {
             return ("", line);
         }
-        let rest = line.trim_start_matches(' ');
+        let rest = line.trim_start_matches([' ', '\t']);
         let indent = line.len().saturating_sub(rest.len());
         let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
         let marked = match rest.as_bytes() {
@@ -112,24 +113,29 @@ impl Writer {
             let word: String = word.iter().collect();
             if word.chars().all(char::is_whitespace) {
                 self.out.push_str(&word);
+            } else if suspicious(&word) || links::inert_plain(&word, self.reach) != word {
+                // Also what is harmless only together with what stands before or behind it in another style: for the page
+                // each style is a text of its own.
+                self.code(&word);
             } else if word.contains("://") {
                 self.address(&word);
-            } else if suspicious(&word) {
-                self.code(&word);
             } else {
                 self.escaped(&word);
             }
         }
     }
 
-    /// A word with an address that may be followed: `links` has made all others inert.
+    /// A word with an address that may be followed: all others are inert.
     fn address(&mut self, word: &str) {
         let begins = ["https://", "http://"].iter().filter_map(|scheme| word.find(scheme)).min();
-        let ends = |rest: &str| rest.find(['<', '>', '"', '\'', ')', ']', '}']).unwrap_or(rest.len());
+        let ends = |rest: &str| {
+            let address = rest.split(['<', '>', '"', '\'', ')', ']', '}']).next().unwrap_or_default();
+            address.trim_end_matches(['.', ',', ';', ':', '!', '?', '*', '_']).len()
+        };
         match begins.and_then(|at| word.split_at_checked(at)) {
-            Some((before, rest)) if !suspicious(before) => {
+            Some((before, rest)) => {
                 let (address, behind) = rest.split_at_checked(ends(rest)).unwrap_or((rest, ""));
-                if behind.contains("://") || suspicious(behind) {
+                if behind.contains("://") || links::inert_plain(address, self.reach) != address {
                     self.code(word);
                 } else {
                     self.escaped(before);
@@ -139,7 +145,7 @@ impl Writer {
                     self.escaped(behind);
                 }
             }
-            _ => self.code(word),
+            None => self.code(word),
         }
     }
 
@@ -219,7 +225,7 @@ mod tests {
         assert_eq!(shown("run `ls -l` now"), "run `ls -l` now");
         assert_eq!(shown("```sh\nls\n```\nafter"), "```\nls\n```\n\nafter");
         assert_eq!(shown("a * b _c_ #1"), "a \\* b *c* \\#1");
-        assert_eq!(shown("see https://serv.amazingmarvin.com/a?b=1."), "see <https://serv.amazingmarvin.com/a?b=1.>");
+        assert_eq!(shown("see https://serv.amazingmarvin.com/a?b=1."), "see <https://serv.amazingmarvin.com/a?b=1>\\.");
     }
 
     #[test]
@@ -242,6 +248,10 @@ mod tests {
             "https://serv.amazingmarvin.com/](https://evil.example/)",
             "ht\u{200b}tps://evil.example",
             "&lt;https://evil.example&gt;",
+            // Reachable as a whole, and another host where the style changes.
+            "**https://serv.am**azingmarvin.com/x",
+            "https://serv.am*azingmarvin.com/x*",
+            "`a`https://serv.am**azingmarvin.com**",
         ] {
             let shown = shown(text);
             assert!(links(&shown).is_empty(), "{text}: {shown}");
@@ -275,7 +285,10 @@ mod tests {
             for (at, _) in lower.match_indices(mark) {
                 let around: String = lower.chars().skip(at.saturating_sub(12)).take(60).collect();
                 if !lower.get(..at).is_some_and(|before| before.ends_with("<https"))
-                    || !lower.get(at..).is_some_and(|rest| rest.starts_with("://serv.amazingmarvin.com"))
+                    || !lower
+                        .get(at..)
+                        .and_then(|rest| rest.strip_prefix("://serv.amazingmarvin.com"))
+                        .is_some_and(|rest| rest.starts_with(['/', '?', '#', '>', ':']))
                 {
                     found.push(around);
                 }
@@ -290,7 +303,7 @@ mod tests {
         fn nothing_else_becomes_a_link(pieces in proptest::collection::vec(prop_oneof![
             Just("https://"), Just("evil.example"), Just("serv.amazingmarvin.com"), Just("["), Just("]"), Just("("),
             Just(")"), Just("<"), Just(">"), Just("`"), Just("```"), Just("\n"), Just(" "), Just("www."), Just("@"),
-            Just("\\"), Just("*"), Just("a"), Just("/"), Just("&#58;"), Just("!"), Just("- "), Just("    "),
+            Just("\\"), Just("*"), Just("**"), Just("https://serv.am"), Just("azingmarvin.com"), Just("a"), Just("/"), Just("&#58;"), Just("!"), Just("- "), Just("    "),
         ], 0..14)) {
             let text = pieces.concat();
             let shown = shown(&text);

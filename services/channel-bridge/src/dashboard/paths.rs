@@ -46,6 +46,8 @@ pub enum Way {
     Health,
     /// The names of the agents: one.
     Agents,
+    /// What the list of agents shows of it.
+    AgentShown,
     /// Asked from the agent.
     Forward(Forwarded),
     /// The conversations there are.
@@ -156,9 +158,12 @@ pub fn way(method: &Method, uri: &Uri) -> Way {
         ("api", Some("health"), None, ..) => reading(Way::Forward(Forwarded::Health)),
         ("api", Some("tools"), None, ..) => reading(Way::Forward(Forwarded::Tools)),
         ("api", Some("cost"), None, ..) => reading(Way::Forward(Forwarded::Cost)),
-        // The one question about the configuration that the chat needs; the answer is ours, the agent is not asked.
+        // The two questions about the configuration that lead to the chat; the answers are ours, the agent is not asked.
         ("api", Some("config"), Some("map-keys"), None, _) if uri.query() == Some("path=agents") => {
             reading(Way::Agents)
+        }
+        ("api", Some("config"), Some("list"), None, _) if uri.query() == Some("prefix=agents.default") => {
+            reading(Way::AgentShown)
         }
         ("api", Some("sessions"), None, ..) => reading(Way::Sessions),
         ("api", Some("sessions"), Some("running"), ..) => Way::Refused(Refusal::Closed),
@@ -225,6 +230,7 @@ mod tests {
         assert_eq!(get("/api/status?agent=default"), Way::Forward(Forwarded::Status));
         assert_eq!(get("/api/status?agent=../../api/config"), Way::Forward(Forwarded::Status));
         assert_eq!(get("/api/config/map-keys?path=agents"), Way::Agents);
+        assert_eq!(get("/api/config/list?prefix=agents.default"), Way::AgentShown);
         assert_eq!(get("/api/sessions"), Way::Sessions);
         assert_eq!(get("/api/sessions/a-1/messages"), Way::Messages("a-1".to_owned()));
         assert_eq!(get("/ws/chat?session_id=a-1&agent=default&token=x"), Way::Chat("a-1".to_owned()));
@@ -239,6 +245,8 @@ mod tests {
         for path in [
             "/api/config",
             "/api/config/list",
+            "/api/config/list?prefix=agents.default&prefix=gateway",
+            "/api/config/list?prefix=providers.models",
             "/api/config/prop?path=agents.default.model_provider",
             "/api/config/map-keys?path=gateway",
             "/api/config/map-keys?path=agents&path=gateway",

@@ -177,19 +177,22 @@ impl Chat {
 
     async fn decide(&mut self, request: &str, choice: Choice) -> Result<(), Gone> {
         let Some(code) = self.screen.code(request) else {
-            return self.send(&frames::note("That question is no longer open.")).await;
+            return self.note("That question is no longer open.").await;
         };
         let yes = choice != Choice::Deny;
         match self.shared.terminal.desk.answer(&self.person, &Answer { yes, code }) {
             Answered::Decided { .. } if choice == Choice::Always => {
                 let text = "Allowed this once: this stack does not remember a yes. `auto_approve` in tiers.yaml does.";
-                self.send(&frames::note(text)).await
+                self.note(text).await
             }
             Answered::Decided { .. } => Ok(()),
-            Answered::Rejected(why) => {
-                self.send(&frames::note(&format!("The answer counts for nothing: {why}."))).await
-            }
+            Answered::Rejected(why) => self.note(&format!("The answer counts for nothing: {why}.")).await,
         }
+    }
+
+    async fn note(&mut self, text: &str) -> Result<(), Gone> {
+        self.send(&frames::note(text)).await?;
+        if self.turns.is_empty() { Ok(()) } else { self.send(&frames::working()).await }
     }
 
     async fn send(&mut self, frame: &Value) -> Result<(), Gone> {

@@ -18,6 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
 
 use crate::agent_double::TOKEN;
+use crate::dashboard::browser::{Page, get, json_of, write_files};
 use crate::memory_post::MemoryPost;
 use crate::stack::{asked, assemble, decided, reply, rest};
 
@@ -155,28 +156,39 @@ async fn send(bridge: &ChannelBridge, text: &str) -> Updates {
     panic!("{last}");
 }
 
-#[tokio::test]
 #[allow(clippy::disallowed_methods, reason = "the binary's place is the one thing this test is told")]
-async fn a_real_agent_answers_asks_and_remembers() {
-    let Some(binary) = std::env::var_os("ASSISTANT_ZEROCLAW_BIN").map(PathBuf::from) else {
+fn binary() -> Option<PathBuf> {
+    let binary = std::env::var_os("ASSISTANT_ZEROCLAW_BIN").map(PathBuf::from);
+    if binary.is_none() {
         // Past the capture of a test's output: nobody looks into a test that passed.
         std::io::stderr().write_all(b"SKIPPED: ASSISTANT_ZEROCLAW_BIN is not set\n").unwrap();
-        return;
-    };
-    let dir = tempfile::tempdir().unwrap();
+    }
+    binary
+}
+
+/// A configured agent and a bridge in front of it.
+async fn started(binary: &Path, dir: &Path) -> (Child, Arc<MemoryPost>, ChannelBridge, Context) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let model_port = listener.local_addr().unwrap().port();
     tokio::spawn(model(listener));
     let gateway = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    std::fs::create_dir(dir.path().join(".zeroclaw")).unwrap();
-    std::fs::write(dir.path().join(".zeroclaw/config.toml"), config(gateway.port(), model_port)).unwrap();
-    let mut agent = zeroclaw(&binary, dir.path());
+    std::fs::create_dir(dir.join(".zeroclaw")).unwrap();
+    std::fs::write(dir.join(".zeroclaw/config.toml"), config(gateway.port(), model_port)).unwrap();
+    let agent = zeroclaw(binary, dir);
 
     let journal = Arc::new(Mutex::default());
     let post = Arc::new(MemoryPost::new(journal));
     let std::net::SocketAddr::V4(address) = gateway else { panic!("not IPv4") };
-    let (bridge, _cx): (ChannelBridge, Context) = assemble(dir.path(), address, &post, 600).await;
+    let (bridge, cx) = assemble(dir, address, &post, 600).await;
     assert!(post.consumers.set((bridge.inbox(), bridge.outbox())).is_ok());
+    (agent, post, bridge, cx)
+}
+
+#[tokio::test]
+async fn a_real_agent_answers_asks_and_remembers() {
+    let Some(binary) = binary() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let (mut agent, _post, bridge, _cx) = started(&binary, dir.path()).await;
 
     let updates = rest(&mut send(&bridge, "say hello there").await).await;
     assert_eq!(reply(&updates), ("hello there", "end_turn"), "{updates:?}");
@@ -211,4 +223,44 @@ async fn a_real_agent_answers_asks_and_remembers() {
         !updates.iter().any(|update| matches!(update, Update::Text(text) if text.contains("afresh"))),
         "{updates:?}"
     );
+}
+
+#[tokio::test]
+async fn a_real_agents_dashboard_chats_asks_and_shows() {
+    let Some(binary) = binary() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    write_files(&dir.path().join("dashboard-files"));
+    let (_agent, post, mut bridge, cx) = started(&binary, dir.path()).await;
+    bridge.start_dashboards(&cx);
+    // Until the agent is there.
+    rest(&mut send(&bridge, "say up").await).await;
+
+    let socket = dir.path().join("tasks.sock");
+    let mut page = Page::open(socket.clone(), "5f0c6a3e-0000-4000-8000-000000000001").await;
+    let (frames, trace) = page.turn("say hello there").await;
+    assert_eq!(frames.last().unwrap()["full_response"], "hello there", "{frames:?}");
+    let received = post.received.lock().unwrap().last().unwrap().clone();
+    assert_eq!((received.channel.as_str(), received.traceparent.trace_id()), ("dashboard", trace));
+    for (decision, ran) in [("approve", true), ("deny", false)] {
+        page.say("run echo from-the-shell").await;
+        let question = page.until("approval_request").await.pop().unwrap();
+        assert!(question["arguments_summary"].as_str().unwrap().contains("echo from-the-shell"), "{question}");
+        page.send(json!({"type": "approval_response", "request_id": question["request_id"], "decision": decision}))
+            .await;
+        let (frames, _) = page.rest().await;
+        let reply = frames.last().unwrap()["full_response"].as_str().unwrap();
+        assert_eq!(reply.contains("from\\-the\\-shell"), ran, "{frames:?}");
+    }
+
+    // What is forwarded is there, and answers to the bridge's token.
+    let status = json_of(&get(&socket, "/api/status?agent=default").await);
+    assert_eq!(status["model"], "assistant", "{status}");
+    for (path, field) in [("/api/health", "health"), ("/api/tools", "tools"), ("/api/cost", "cost")] {
+        let answer = get(&socket, path).await;
+        assert_eq!(answer.status(), 200, "{path}");
+        assert!(json_of(&answer).get(field).is_some(), "{path}: {:?}", answer.body());
+    }
+    // What is not, would be: the agent has it, and this token opens it.
+    let config = get(&socket, "/api/config/list").await;
+    assert_eq!((config.status().as_u16(), &json_of(&config)["code"]), (403, &json!("closed_here")));
 }

@@ -85,8 +85,7 @@ async fn a_question_is_answered_with_the_buttons() {
         // A button works once.
         page.send(json!({"type": "approval_response", "request_id": question["request_id"], "decision": "approve"}))
             .await;
-        let note = page.next().await;
-        assert_eq!(note["content"], "That question is no longer open.");
+        assert_eq!(page.next().await["content"], "That question is no longer open.");
     }
     assert_eq!(outcomes(&stack).len(), 3);
 }

@@ -62,6 +62,18 @@ async fn only_what_is_listed_reaches_the_agent_and_with_its_token() {
 }
 
 #[tokio::test]
+async fn the_bridge_answers_for_itself_what_leads_to_the_chat() {
+    let stack = Stack::with_dashboard(600).await;
+    let socket = stack.socket();
+    let health = json_of(&get(&socket, "/health").await);
+    assert_eq!((&health["status"], &health["require_pairing"]), (&json!("ok"), &json!(false)));
+    assert_eq!(json_of(&get(&socket, "/api/config/map-keys?path=agents").await)["keys"], json!(["default"]));
+    let fields = json_of(&get(&socket, "/api/config/list?prefix=agents.default").await);
+    assert_eq!((fields["entries"].as_array().unwrap().len(), &fields["entries"][0]["value"]), (1, &json!("true")));
+    assert!(stack.agent.asked.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
 async fn an_agents_answer_is_data_or_nothing() {
     let stack = Stack::with_dashboard(600).await;
     let socket = stack.socket();
