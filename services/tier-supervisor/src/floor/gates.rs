@@ -51,7 +51,7 @@ pub(super) fn on_loopback(desired: &Desired) -> Verdict {
 /// What listens at a gate's port without being the gate, and what of the gates' listens elsewhere.
 fn strangers(gates: &[Gate], sockets: &[Socket], gates_uid: u32) -> Vec<String> {
     let of_gate = |socket: &Socket| gates.iter().any(|gate| socket.is_at(gate.listen));
-    let at_port = |socket: &Socket| gates.iter().any(|gate| socket.port() == Some(gate.listen.port()));
+    let in_the_way = |socket: &Socket| gates.iter().any(|gate| socket.takes(gate.listen));
     sockets
         .iter()
         .filter(|socket| socket.listens())
@@ -62,7 +62,7 @@ fn strangers(gates: &[Gate], sockets: &[Socket], gates_uid: u32) -> Vec<String> 
                 (true, false) => {
                     Some(format!("the gates listen at port {port}, which is no gate's, or not on 127.0.0.1"))
                 }
-                (false, _) if at_port(socket) => {
+                (false, _) if in_the_way(socket) => {
                     let holder = sockets::who_listens(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port));
                     let holder = holder.unwrap_or_else(|| format!("a program of uid {uid}"));
                     Some(format!("port {port}, a gate's, is held by {holder}"))
@@ -144,6 +144,12 @@ mod tests {
         );
         // The gates' own, where there is no gate.
         assert_eq!(strangers(&[], &there, own).len(), 1);
+        // At another address of this machine nobody looks for a page.
+        let beside = TcpListener::bind((Ipv4Addr::new(127, 0, 0, 2), listen.port())).unwrap();
+        drop(listener);
+        let alone = sockets(listen.port());
+        assert_eq!((alone.len(), strangers(&[gate(listen)], &alone, own.wrapping_add(1))), (1, Vec::new()));
+        drop(beside);
         // On every address.
         let everywhere = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
         let port = everywhere.local_addr().unwrap().port();

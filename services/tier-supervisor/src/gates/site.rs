@@ -14,7 +14,7 @@ use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use service_kit::task::{OnEnd, Tasks};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
@@ -85,7 +85,10 @@ impl Site {
     }
 
     /// Serves one connection to its end.
-    pub(super) async fn serve(self: Arc<Self>, client: TcpStream, peer: Peer) {
+    pub(super) async fn serve<C>(self: Arc<Self>, client: C, peer: Peer)
+    where
+        C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let answers = service_fn(move |request| {
             let (site, peer) = (Arc::clone(&self), peer.clone());
             async move { Ok::<_, Infallible>(site.answer(request, peer).await) }
@@ -269,9 +272,37 @@ fn dressed(mut response: Response<Body>) -> Response<Body> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::sync::Semaphore;
 
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_finish_a_head_is_not_waited_for() {
+        let upstream = Upstream::Unix("/nonexistent".into());
+        let admission = Arc::new(Admission::new(|_| ()));
+        let site = Arc::new(Site::new("tasks", 3001, upstream, admission, Tasks::default()));
+        let gate = "127.0.0.1:3001".parse().unwrap();
+        for sent in ["", "GET / HTTP/1.1\r\nHost: tasks.loc"] {
+            let place = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+            let peer = Peer { address: gate, gate, place: Arc::new(place), stop: CancellationToken::new() };
+            let (mut browser, ours) = tokio::io::duplex(4096);
+            let began = tokio::time::Instant::now();
+            let serving = Arc::clone(&site).serve(ours, peer);
+            let asks = async {
+                browser.write_all(sent.as_bytes()).await.unwrap();
+                let mut said = Vec::new();
+                while let Ok(read @ 1..) = browser.read_buf(&mut said).await {
+                    assert_ne!(read, 0);
+                }
+            };
+            let both = async { tokio::join!(serving, asks) };
+            tokio::time::timeout(HEAD_WITHIN * 4, both).await.unwrap_or_else(|_| panic!("{sent:?} is waited for"));
+            assert!(began.elapsed() <= HEAD_WITHIN + Duration::from_secs(1), "{sent:?}: {:?}", began.elapsed());
+        }
+    }
 
     #[test]
     fn cookies_are_found_by_their_whole_name() {

@@ -42,7 +42,7 @@ impl Socket {
     }
 
     /// Whether it takes what is sent to this address of loopback: at its own, at ::1, or at everyone's.
-    fn takes(&self, address: SocketAddrV4) -> bool {
+    pub(crate) fn takes(&self, address: SocketAddrV4) -> bool {
         let of_loopback = |(host, _): (&str, &str)| host == LOOPBACK_6 || host.bytes().all(|byte| byte == b'0');
         self.is_at(address)
             || (self.port() == Some(address.port()) && self.local.rsplit_once(':').is_some_and(of_loopback))
