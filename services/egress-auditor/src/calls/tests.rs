@@ -149,7 +149,7 @@ async fn what_is_remembered_is_bounded() {
     calls.stored(&[called(1, "none", 9000, 1000)]);
     assert_eq!(due(&calls).len(), MOST_SPANS);
     for _ in 0..=MOST_CALLS {
-        calls.stored(&[Raw { parent: Some(service_kit::trace::fresh()), ..permit(0, "assistant-litellm", 0) }]);
+        calls.stored(&[Raw { parent: Some(service_kit::trace::fresh()), ..permit(2, "assistant-litellm", 0) }]);
     }
     assert_eq!(calls.state().calls.len(), MOST_CALLS);
     calls.state().forget(Instant::now() + LONGEST_TURN);
