@@ -58,7 +58,7 @@ async fn one_trace_from_message_to_squid() {
             };
             let whole = lines.iter().any(|line| line.name == "turn")
                 && has("secret-broker", "broker.")
-                && lines.iter().any(|line| is_by_header(line))
+                && lines.iter().any(is_by_header)
                 && below(&lines, "broker.litellm", is_by_time);
             Ok(whole.then_some(lines))
         }
