@@ -6,6 +6,16 @@
 
 DAEMON_RUN=/run/assistant-daemons
 
+# What outlives the script must not hold what its caller had open: a lock, the other end of a pipe. Standard streams are
+# the command's own affair, and 255 is the shell's.
+forget_descriptors() {
+  local each
+  for each in "/proc/$BASHPID/fd"/*; do
+    each=${each##*/}
+    case $each in 0 | 1 | 2 | 255 | '*') ;; *) eval "exec $each>&-" ;; esac
+  done
+}
+
 daemon_pid() { # <name>: the respawn loop's process, if it is one
   local pid
   pid=$(cat "$DAEMON_RUN/$1.pid" 2>/dev/null) || return 1
@@ -45,7 +55,7 @@ daemon_ensure() { # <name> <fingerprint> <whether it starts at boot: boot|sessio
   else
     mkdir -p "$DAEMON_RUN"
     install_changed "$ASSISTANT_ROOT/deploy/lib/respawn.sh" "$ASSISTANT_LIBEXEC/respawn.sh" 755 || true
-    setsid "$ASSISTANT_LIBEXEC/respawn.sh" "$name" "$@" >/dev/null 2>&1 </dev/null 9>&- &
+    (forget_descriptors && exec setsid "$ASSISTANT_LIBEXEC/respawn.sh" "$name" "$@" >/dev/null 2>&1 </dev/null) &
     local waited=0
     until daemon_running "$name"; do
       waited=$((waited + 1))

@@ -25,7 +25,7 @@ start_plain_dockerd() {
   forget_stale_pid /run/docker/containerd/containerd.pid containerd
   [ ! -f "$log" ] || mv -f "$log" "$log.1"
   # A session of its own: neither the end of this script nor an interrupt at the terminal ends the engine.
-  setsid nohup dockerd >"$log" 2>&1 </dev/null 9>&- &
+  (forget_descriptors && exec setsid nohup dockerd >"$log" 2>&1 </dev/null) &
   local pid=$! waited=0
   while ! docker_answers; do
     if ! kill -0 "$pid" 2>/dev/null; then
