@@ -35,5 +35,7 @@ pub use limits::TierLimits;
 pub use problem::{Problem, Problems};
 pub use route::{Endpoint, EndpointError, EndpointHost, ModelSettings, Scheme, TeeSettings};
 pub use settings::{DEFAULT_BOT, Operator, Settings, SettingsError, TelegramSettings};
+pub use tier::FIELDS as TIER_FIELDS;
 pub use tier::{AllowedTools, Channel, Credential, Egress, Runtime, Server, Subject, Tier};
 pub use tiers::{DiskSources, SecretState, Sources, Tiers, catalogue_images, remarks};
+pub use toolset::DANGEROUS as DANGEROUS_COMMANDS;

@@ -132,16 +132,6 @@ fn named_tools(fields: &Fields<'_>, servers: &[Server], complete: bool, report: 
     tools
 }
 
-pub(super) fn words(
-    fields: &Fields<'_>,
-    field: &str,
-    fine: fn(&str) -> bool,
-    fix: &str,
-    report: &mut Report<'_>,
-) -> Vec<String> {
-    placed_words(fields, field, fine, fix, report).into_iter().map(|(_, text)| text.to_owned()).collect()
-}
-
 /// The usable items of a list, each with its place.
 pub(super) fn placed_words<'n>(
     fields: &Fields<'n>,

@@ -9,12 +9,13 @@ use super::allowlist::HostPattern;
 use super::credentials::{self, Section, Surroundings};
 use super::limits::{TierLimits, limits};
 use super::problem::{At, Report};
-use super::servers::{is_command, is_tool, placed_words, servers, tools, words};
+use super::servers::{is_command, is_tool, placed_words, servers, tools};
 use super::tiers::{Sources, World};
 use super::tree::{Fields, Node};
 use super::{implied, runtime, talk, toolset};
 
-const FIELDS: [&str; 22] = [
+/// Every field that a tier may have.
+pub const FIELDS: [&str; 22] = [
     "name",
     "identity",
     "port",
@@ -66,7 +67,7 @@ pub struct Tier {
     pub auto_approve: Vec<String>,
     /// Whether the agent may use paths outside its workspace.
     pub workspace_unrestricted: bool,
-    /// Whether ZeroClaw blocks commands it holds for dangerous, unless `commands` names them.
+    /// Whether commands that ZeroClaw holds for dangerous are blocked, also those that `commands` names.
     pub block_high_risk: bool,
     /// What the user wants in NO_PROXY beside what must be there.
     pub no_proxy: Vec<String>,
@@ -216,13 +217,8 @@ pub(super) fn tier(
     };
     let (credentials, egress) = ways_out(&fields, name.as_ref(), identity.is_some(), &around, report);
     let tools = tools(&fields, &servers, complete, report);
-    let commands = words(
-        &fields,
-        "commands",
-        is_command,
-        "name each command by itself, like curl; no \"*\", no arguments",
-        report,
-    );
+    let block_high_risk = fields.flag("block_high_risk", true, report);
+    let commands = commands(&fields, block_high_risk, report);
     let auto_approve = auto_approve(&fields, &servers, complete, report);
     let channels = talk::channels(&fields, world, report);
     let model = talk::model(&fields, world, report);
@@ -232,7 +228,7 @@ pub(super) fn tier(
     Some(Tier {
         background: fields.flag("background", false, report),
         workspace_unrestricted: fields.flag("workspace_unrestricted", false, report),
-        block_high_risk: fields.flag("block_high_risk", true, report),
+        block_high_risk,
         runtime,
         build_sandbox,
         mcp_port,
@@ -312,6 +308,16 @@ fn auto_approve(fields: &Fields<'_>, servers: &[Server], complete: bool, report:
         if complete || !name.contains("__") {
             toolset::remark(*at, name, servers, report);
         }
+    }
+    names.into_iter().map(|(_, name)| name.to_owned()).collect()
+}
+
+/// Shell commands by name.
+fn commands(fields: &Fields<'_>, blocks: bool, report: &mut Report<'_>) -> Vec<String> {
+    let fix = "name each command by itself, like curl; no \"*\", no arguments";
+    let names = placed_words(fields, "commands", is_command, fix, report);
+    for (at, name) in &names {
+        toolset::remark_command(*at, name, blocks, report);
     }
     names.into_iter().map(|(_, name)| name.to_owned()).collect()
 }

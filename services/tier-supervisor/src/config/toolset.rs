@@ -1,23 +1,22 @@
 //! ZeroClaw's own tools, by the names of the version in `version`: which an agent of ours has, which it has where
-//! `auto_approve` asks for them, which cannot work in a tier, and what the older stack called them.
+//! `auto_approve` asks for them, which cannot work in a tier, and what the older stack called them; and the shell commands
+//! that it holds for dangerous.
 //!
-//! From `builtin_tools.rs` of zeroclaw-config and the `name()` of each tool of zeroclaw-runtime and zeroclaw-tools 0.8.7.
+//! From `builtin_tools.rs` and `policy.rs` of zeroclaw-config and the `name()` of each tool of zeroclaw-runtime and
+//! zeroclaw-tools 0.8.7. tests/effects/ holds these lists against the program itself.
 
 use super::implied;
 use super::problem::{At, Report, suggestion};
 use super::tier::Server;
 
 /// What every agent has.
-const CORE: [&str; 11] = [
+const CORE: [&str; 8] = [
     "shell",
     "file_read",
     "file_write",
     "file_edit",
     "glob_search",
     "content_search",
-    "memory_recall",
-    "memory_store",
-    "memory_forget",
     "git_operations",
     // What lets approvals be asked for over the gateway.
     "ask_user",
@@ -38,6 +37,51 @@ pub(crate) const EXCLUDED: [&str; 8] = [
     "weather",
 ];
 
+/// What this ZeroClaw takes away in every conversation over ACP, the one way by which agents are spoken to here: they keep
+/// the conversation itself, and nothing beside it (`MEMORY_TOOL_NAMES`).
+const FORGOTTEN: [&str; 5] = ["memory_store", "memory_recall", "memory_forget", "memory_export", "memory_purge"];
+
+/// What comes with MCP servers beside their tools. The door to them has tools only.
+pub(crate) const UNSERVED: [&str; 2] = ["mcp_prompts", "mcp_resources"];
+
+/// The commands of a Linux that this ZeroClaw calls high risk (`generic_segment_risk`). One that is named in its list of
+/// allowed commands runs in any case: where it is to be blocked, it must not be named there.
+pub const DANGEROUS: [&str; 30] = [
+    "rm",
+    "rmdir",
+    "mkfs",
+    "dd",
+    "shutdown",
+    "reboot",
+    "halt",
+    "poweroff",
+    "sudo",
+    "su",
+    "chown",
+    "chmod",
+    "useradd",
+    "userdel",
+    "usermod",
+    "passwd",
+    "mount",
+    "umount",
+    "iptables",
+    "ufw",
+    "firewall-cmd",
+    "curl",
+    "wget",
+    "nc",
+    "ncat",
+    "netcat",
+    "scp",
+    "ssh",
+    "ftp",
+    "telnet",
+];
+
+/// A command that no agent runs, whatever is named: ZeroClaw refuses every command line with this word.
+const REFUSED: &str = "tee";
+
 /// Names in the older stack's file -> names in this ZeroClaw.
 const FORMER: [(&str, &str); 6] = [
     ("bash", "shell"),
@@ -54,6 +98,21 @@ const SEARCH: &str = "tool_search";
 /// As this ZeroClaw calls it.
 pub(crate) fn current(name: &str) -> &str {
     FORMER.iter().find(|(former, _)| *former == name).map_or(name, |(_, current)| current)
+}
+
+/// Whether this ZeroClaw calls the command high risk.
+pub(crate) fn is_dangerous(command: &str) -> bool {
+    DANGEROUS.iter().any(|dangerous| dangerous.eq_ignore_ascii_case(command))
+}
+
+/// Says of an item of `commands` that it stays blocked, where it does. `blocks` is the tier's `block_high_risk`.
+pub(super) fn remark_command(at: At, command: &str, blocks: bool, report: &mut Report<'_>) {
+    if blocks && is_dangerous(command) {
+        let what = "ZeroClaw holds this command for dangerous, and block_high_risk is true: it stays blocked";
+        report.remark(at, what, "write block_high_risk: false to let the agent run it, or remove it");
+    } else if command == REFUSED {
+        report.remark(at, "ZeroClaw refuses every command line with this command in it", "remove it");
+    }
 }
 
 /// Whether an agent has it only when it is asked for.
@@ -80,6 +139,10 @@ pub(super) fn remark(at: At, name: &str, servers: &[Server], report: &mut Report
         report.remark(at, format!("ZeroClaw calls this tool {now} today, and it is read so"), format!("write {now}"));
     } else if EXCLUDED.contains(&name) {
         let what = "this tool goes round every proxy, so it cannot work in a tier and is switched off";
+        report.remark(at, what, "remove it");
+    } else if FORGOTTEN.contains(&name) {
+        let what =
+            "an agent of this stack keeps its conversations and has no memory beside them, so there is no such tool";
         report.remark(at, what, "remove it");
     } else if name == SEARCH {
         report.remark(at, "there is nothing to search for: every tool of the tier is listed at once", "remove it");
@@ -118,12 +181,14 @@ mod tests {
             ("bash", "calls this tool shell today"),
             ("weather", "cannot work in a tier"),
             ("tool_search", "nothing to search for"),
-            ("memory_recal", "did you mean \"memory_recall\"?"),
+            ("glob_serch", "did you mean \"glob_search\"?"),
+            ("memory_recall", "has no memory beside them"),
             ("marvin__get_tasks", "of an MCP server that the tier does not have"),
         ] {
             assert!(said(name).contains(what), "{name}: {}", said(name));
         }
-        for silent in ["shell", "calculator", "memory_recall", "ask_user"] {
+        assert!(DANGEROUS.iter().all(|command| is_dangerous(command)) && is_dangerous("RM") && !is_dangerous("ls"));
+        for silent in ["shell", "calculator", "glob_search", "ask_user"] {
             assert_eq!(said(silent), "", "{silent}");
         }
     }

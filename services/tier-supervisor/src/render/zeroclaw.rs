@@ -145,8 +145,11 @@ fn runtime(tier: &Tier) -> Value {
 }
 
 fn risk_profile(tier: &Tier) -> Value {
-    let mut excluded: Vec<&str> = toolset::EXCLUDED.to_vec();
-    if tier.commands.is_empty() {
+    let mut excluded: Vec<&str> = toolset::EXCLUDED.iter().chain(&toolset::UNSERVED).copied().collect();
+    // ZeroClaw runs a dangerous command that is named, whatever `block_high_risk_commands` says.
+    let may_run = |command: &&String| !(tier.block_high_risk && toolset::is_dangerous(command));
+    let commands: Vec<&str> = tier.commands.iter().filter(may_run).map(String::as_str).collect();
+    if commands.is_empty() {
         excluded.push("shell");
     }
     let forbidden: Vec<&str> =
@@ -159,7 +162,7 @@ fn risk_profile(tier: &Tier) -> Value {
     table([
         ("level", text("supervised")),
         ("workspace_only", Value::Boolean(!tier.workspace_unrestricted)),
-        ("allowed_commands", texts(&tier.commands)),
+        ("allowed_commands", texts(commands)),
         ("auto_approve", texts(auto_approve(tier))),
         ("excluded_tools", texts(excluded)),
         ("forbidden_paths", texts(forbidden)),

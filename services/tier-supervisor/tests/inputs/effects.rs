@@ -1,6 +1,6 @@
 //! Each field of a tier and what it changes in the files that are rendered, with and without it.
 
-use assistant_proto::config::BrokerConfig;
+use assistant_proto::config::{BridgeConfig, BrokerConfig};
 use serde_json::{Value, json};
 use tier_supervisor::config::{Channel, Tier};
 
@@ -32,6 +32,13 @@ fn zeroclaw_by_field() {
     let table: &[(&str, &str, Value)] = &[
         ("", "/risk_profiles/tier/allowed_commands", json!([])),
         (", commands: [ls, cat]", "/risk_profiles/tier/allowed_commands", json!(["ls", "cat"])),
+        // ZeroClaw runs a dangerous command that is named, so one that is to be blocked is not named to it.
+        (", commands: [ls, rm, Chmod]", "/risk_profiles/tier/allowed_commands", json!(["ls"])),
+        (
+            ", commands: [ls, rm, Chmod], block_high_risk: false",
+            "/risk_profiles/tier/allowed_commands",
+            json!(["ls", "rm", "Chmod"]),
+        ),
         ("", "/risk_profiles/tier/auto_approve", json!([])),
         (
             ", auto_approve: [bash, shell, read, write, edit, glob, grep]",
@@ -88,6 +95,7 @@ fn a_shell_is_there_only_with_commands_and_keeps_the_proxy_only_outside_the_sand
     let excluded = |fields: &str| tier(fields).1.pointer(&format!("{RISK}/excluded_tools")).unwrap().clone();
     let has_shell = |fields: &str| !excluded(fields).as_array().unwrap().contains(&json!("shell"));
     assert!(!has_shell("") && has_shell(", commands: [ls]"));
+    assert!(!has_shell(", commands: [rm]") && has_shell(", commands: [rm], block_high_risk: false"));
     let keeps = |fields: &str| tier(fields).1.pointer(&format!("{RISK}/shell_env_passthrough")).unwrap().clone();
     assert!(keeps("").as_array().unwrap().contains(&json!("HTTPS_PROXY")));
     assert!(!keeps(", runtime: docker").as_array().unwrap().contains(&json!("HTTPS_PROXY")));
@@ -320,6 +328,51 @@ fn channels_and_bots() {
 }
 
 #[test]
+fn a_bot_knows_the_tiers_that_name_it() {
+    let mut stack = Stack::with_tiers(
+        "tiers: [{name: a, port: 3001, channels: {}}, {name: b, port: 3002}, {name: c, port: 3003,
+         channels: {telegram: {bot: family}}}]",
+    );
+    stack.settings.telegram = serde_json::from_value(json!([
+        {"name": "telegram", "token_secret": "telegram_bot_token", "allowed_user_ids": [1]},
+        {"name": "family", "token_secret": "telegram_bot_token_family", "allowed_user_ids": [1]}
+    ]))
+    .unwrap();
+    for bot in &stack.settings.telegram {
+        stack.secret(bot.token_secret.as_str(), "1:x");
+    }
+    let config: BridgeConfig =
+        serde_json::from_str(&file(&stack.desired(), "assistant-channel-bridge", "config.json")).unwrap();
+    let bots =
+        config.telegram.iter().map(|bot| (bot.name.as_str(), bot.tiers.iter().map(ToString::to_string).collect()));
+    let bots: Vec<(&str, Vec<String>)> = bots.collect();
+    assert_eq!(bots, [("telegram", vec!["b".to_owned()]), ("family", vec!["c".to_owned()])]);
+    let tiers: Vec<String> = config.tiers.iter().map(|tier| tier.name.to_string()).collect();
+    assert_eq!(tiers, ["a", "b", "c"], "the terminal reaches all of them");
+}
+
+#[test]
+fn an_image_of_ones_own_is_the_agents() {
+    let stack = Stack::with_tiers("tiers: [{name: a, port: 3001, image: 'me/zeroclaw:v9'}, {name: b, port: 3002}]");
+    let images = std::fs::read_to_string(&stack.settings.images_file).unwrap();
+    let images: Value = serde_json::from_str(&images).unwrap();
+    let mut with = images.clone();
+    with["me/zeroclaw:v9"] = json!("sha256:2222");
+    write(&stack.settings.images_file, &with.to_string(), 0o644);
+    let desired = stack.desired();
+    assert_eq!(desired.container("zeroclaw-a").unwrap().image, "sha256:2222");
+    assert_eq!(desired.container("zeroclaw-b").unwrap().image, "assistant/zeroclaw:1", "the stack's, by default");
+    let text =
+        "defaults: {image: 'me/zeroclaw:v9'}\ntiers: [{name: a, port: 3001}, {name: b, port: 3002, image: zeroclaw}]";
+    write(&stack.settings.tiers_file, text, 0o644);
+    let desired = stack.desired();
+    assert_eq!(desired.container("zeroclaw-a").unwrap().image, "sha256:2222", "`defaults` says it for all");
+    assert_eq!(desired.container("zeroclaw-b").unwrap().image, "assistant/zeroclaw:1");
+    write(&stack.settings.images_file, &images.to_string(), 0o644);
+    assert!(stack.problems()[0].contains("this image is not on this machine"), "{:#?}", stack.problems());
+}
+
+#[test]
 fn classes_of_confidentiality() {
     let with = |tee: bool, open: bool, fields: &str| {
         let mut stack = Stack::with_tiers(&format!("tiers: [{{name: t, port: 3001{fields}}}]"));
@@ -360,10 +413,14 @@ fn names_that_are_not_what_one_could_think() {
         (", auto_approve: [web_fetch]", "goes round every proxy"),
         (", auto_approve: [shel]", "did you mean \"shell\"?"),
         (", auto_approve: [marvin__x]", "of an MCP server that the tier does not have"),
+        (", auto_approve: [memory_recall]", "has no memory beside them"),
+        (", commands: [ls, rm]", "block_high_risk is true: it stays blocked"),
+        (", commands: [tee], block_high_risk: false", "refuses every command line with this command"),
     ] {
         let said = remarks(fields);
         assert!(said.iter().any(|remark| remark.contains(what)), "{fields}: {said:#?}");
     }
-    let silent = remarks(", auto_approve: [shell, calculator, memory_store]");
+    let silent =
+        remarks(", auto_approve: [shell, calculator, glob_search], commands: [ls, rm], block_high_risk: false");
     assert!(silent.iter().all(|remark| remark.contains("implicit")), "{silent:#?}");
 }
