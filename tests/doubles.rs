@@ -5,6 +5,7 @@ pub mod authority;
 pub mod capture;
 pub mod control;
 pub mod dns;
+pub mod doors;
 pub mod marvin;
 pub mod model;
 pub mod record;

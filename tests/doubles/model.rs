@@ -10,7 +10,8 @@ use zeroize::Zeroizing;
 use super::script::{self, Offered, Step};
 use super::web::{Answer, Asked, answer};
 
-const NAME: &str = "drill-model";
+/// The one name it answers to.
+pub const NAME: &str = "drill-model";
 
 /// The model.
 #[derive(Debug)]
@@ -88,13 +89,9 @@ fn complete(body: &Value) -> Answer {
     let step = script::next(&asked, &results, Offered { shell: has("shell"), tasks: has("get_tasks") });
     let message = match step {
         Step::Say(text) => json!({"role": "assistant", "content": text}),
+        Step::Force { name, arguments } => call(&name, &arguments),
         Step::Tool { name, arguments } => match offered(body, &name) {
-            Some(name) => json!({"role": "assistant", "content": null, "tool_calls": [{
-                "index": 0,
-                "id": format!("call_{}", uuid::Uuid::new_v4().simple()),
-                "type": "function",
-                "function": {"name": name, "arguments": arguments.to_string()},
-            }]}),
+            Some(name) => call(&name, &arguments),
             None => json!({"role": "assistant", "content":
                 format!("I was told to call the tool {name}, but this tier does not offer it to me.")}),
         },
@@ -110,6 +107,15 @@ fn complete(body: &Value) -> Answer {
         });
         answer(200, "application/json", body.to_string(), true)
     }
+}
+
+fn call(name: &str, arguments: &Value) -> Value {
+    json!({"role": "assistant", "content": null, "tool_calls": [{
+        "index": 0,
+        "id": format!("call_{}", uuid::Uuid::new_v4().simple()),
+        "type": "function",
+        "function": {"name": name, "arguments": arguments.to_string()},
+    }]})
 }
 
 fn role(message: &Value) -> &str {

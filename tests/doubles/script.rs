@@ -2,8 +2,11 @@
 //!
 //! ```text
 //! !tool shell {"command": "curl -sS https://outside.drill.example/"}
+//! !force shell {"command": "ls"}
 //! !say Done.
 //! ```
+//!
+//! (`!force` calls a tool also where the agent offers none of that name),
 //!
 //! or it guides a newcomer in plain words. What it suggests follows from the tools it is offered, as a real model would
 //! know its tier: the three tiers of `deploy/drill/tiers.yaml` differ in whether there is a shell and a task server.
@@ -17,6 +20,13 @@ pub enum Step {
     /// Call a tool, by its own name or the end of it (`get_tasks` finds `hub__get_tasks`).
     Tool {
         /// Name, as far as it must match.
+        name: String,
+        /// Arguments.
+        arguments: Value,
+    },
+    /// Call a tool by exactly this name, whether it is offered or not: what a model makes up, or was told to.
+    Force {
+        /// Name.
         name: String,
         /// Arguments.
         arguments: Value,
@@ -53,13 +63,21 @@ fn scripted(message: &str) -> Vec<Step> {
         .filter_map(|line| {
             let line = line.trim();
             if let Some(rest) = line.strip_prefix("!tool ") {
-                let (name, arguments) = rest.trim().split_once(' ').unwrap_or((rest.trim(), "{}"));
-                let arguments = serde_json::from_str(arguments).unwrap_or_else(|_| json!({}));
-                return Some(Step::Tool { name: name.to_owned(), arguments });
+                let (name, arguments) = call(rest);
+                return Some(Step::Tool { name, arguments });
+            }
+            if let Some(rest) = line.strip_prefix("!force ") {
+                let (name, arguments) = call(rest);
+                return Some(Step::Force { name, arguments });
             }
             line.strip_prefix("!say ").map(|text| Step::Say(text.to_owned()))
         })
         .collect()
+}
+
+fn call(rest: &str) -> (String, Value) {
+    let (name, arguments) = rest.trim().split_once(' ').unwrap_or((rest.trim(), "{}"));
+    (name.to_owned(), serde_json::from_str(arguments).unwrap_or_else(|_| json!({})))
 }
 
 fn plain_words(message: &str, results: &[String], offered: Offered) -> Vec<Step> {
@@ -186,6 +204,8 @@ mod tests {
         for offered in [TASKS, UPDATES, UNRESTRICTED, NOTHING] {
             assert_eq!(next(message, &[], offered), shell("ls"));
             assert_eq!(next(message, &["x".to_owned()], offered), Step::Say("ok".to_owned()));
+            let forced = Step::Force { name: "shell".to_owned(), arguments: json!({"command": "ls"}) };
+            assert_eq!(next("!force shell {\"command\":\"ls\"}", &[], offered), forced);
             let said = next("!tool get_tasks", &["[]".to_owned()], offered);
             assert_eq!(said, Step::Say("The tool said:\n[]".to_owned()));
         }

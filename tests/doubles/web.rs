@@ -1,4 +1,4 @@
-//! HTTPS for the doubles: TLS 1.2 and 1.3, HTTP/1.1, every request recorded.
+//! HTTPS for the doubles: TLS 1.2 and 1.3, HTTP/1.1, every request recorded. For a peer on loopback also without TLS.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -111,6 +111,36 @@ where
                 let service = service_fn(move |request: Request<hyper::body::Incoming>| {
                     let (handler, record) = (Arc::clone(&handler), Arc::clone(&record));
                     async move { serve(request, &*handler, &record).await }
+                });
+                hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await?;
+                Ok(())
+            });
+        }
+    });
+    Ok(address)
+}
+
+/// Serves without TLS on a port of loopback that the kernel chooses. Returns where it listens.
+///
+/// # Errors
+/// When the socket cannot be bound.
+pub async fn serve_plain<H>(tasks: &Tasks, record: Arc<Record>, handler: H) -> anyhow::Result<SocketAddr>
+where
+    H: Fn(&Asked) -> Answer + Send + Sync + 'static,
+{
+    let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    let address = listener.local_addr()?;
+    let handler = Arc::new(handler);
+    let open = tasks.clone();
+    critical(tasks, format!("plain-{address}"), async move {
+        loop {
+            let (stream, _) = listener.accept().await?;
+            stream.set_nodelay(true).ok();
+            let (handler, record) = (Arc::clone(&handler), Arc::clone(&record));
+            open.spawn("plain-connection", OnEnd::Expected, async move {
+                let service = service_fn(move |request: Request<hyper::body::Incoming>| {
+                    let (handler, record) = (Arc::clone(&handler), Arc::clone(&record));
+                    async move { serve(request, &|asked: Asked| std::future::ready(handler(&asked)), &record).await }
                 });
                 hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await?;
                 Ok(())

@@ -8,6 +8,7 @@ mod approval;
 mod bad_input;
 mod brokered;
 mod denied;
+mod effects;
 mod explain;
 mod gates;
 mod killed;

@@ -1,70 +1,15 @@
-//! The older stack's files, unchanged: a set of ours with every field of theirs, and theirs where they are at hand
-//! (`ASSISTANT_COMPAT_DIR`, or `shared/compat` beside the project; without them the test says SKIPPED, which
-//! `tests/run.sh` takes for a failure).
+//! The older stack's files, unchanged: a set of ours with every field of theirs, and theirs where they are at hand.
 
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use assistant_proto::config::{BrokerConfig, Confidentiality, Mode, Place, PrincipalKind, ToolRule};
 use serde_json::Value;
-use tier_supervisor::config::{AllowedTools, Fate, Runtime, Tier, Tiers, import};
+use tier_supervisor::config::{AllowedTools, Fate, Runtime, Tier, import};
 
 use crate::rendered::file;
-use crate::stack::{Stack, project};
-
-/// The three tiers of a set, by what they are.
-struct Set {
-    tiers: PathBuf,
-    allowlist: PathBuf,
-    env: PathBuf,
-    names: [&'static str; 3],
-}
+use crate::sets::Set;
 
 impl Set {
-    fn ours() -> Self {
-        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/inputs/glue");
-        Self {
-            tiers: dir.join("tiers.yaml"),
-            allowlist: dir.join("allowlist.txt"),
-            env: dir.join("env.example"),
-            names: ["news", "todo", "workshop"],
-        }
-    }
-
-    #[allow(clippy::disallowed_methods, reason = "where the older stack's files are is the environment's to say")]
-    fn theirs() -> Option<Self> {
-        let dir =
-            std::env::var_os("ASSISTANT_COMPAT_DIR").map_or_else(|| project().join("../shared/compat"), PathBuf::from);
-        let set = Self {
-            tiers: dir.join("seed-tiers.yaml"),
-            allowlist: dir.join("seed-allowlist.txt"),
-            env: dir.join("seed-env.example"),
-            names: ["updates", "tasks", "unrestricted"],
-        };
-        if set.tiers.is_file() {
-            return Some(set);
-        }
-        // Past the capture of a test's output: nobody looks into a test that passed.
-        let line = format!("SKIPPED: the older stack's files are not in {} (ASSISTANT_COMPAT_DIR)\n", dir.display());
-        std::io::stderr().write_all(line.as_bytes()).unwrap();
-        None
-    }
-
-    fn all() -> Vec<Self> {
-        std::iter::once(Self::ours()).chain(Self::theirs()).collect()
-    }
-
-    fn stack(&self) -> Stack {
-        let mut stack = Stack::drill();
-        stack.settings.tiers_file = self.tiers.clone();
-        stack.settings.allowlist_file = self.allowlist.clone();
-        stack
-    }
-
-    fn read(&self) -> Tiers {
-        self.stack().prepare().unwrap_or_else(|error| panic!("{error}")).tiers
-    }
-
     /// Lines of the tiers file, from 1, that have this text.
     fn lines(&self, needle: &str) -> Vec<usize> {
         lines(&self.tiers, needle)

@@ -12,6 +12,7 @@ mod parts;
 mod problems;
 mod programs;
 mod rendered;
+mod sets;
 mod shell;
 mod squid;
 mod stack;

@@ -19,7 +19,9 @@ pub(crate) struct Stack {
 }
 
 pub(crate) fn project() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+    // Also part of a test of another package (tests/effects/), whose manifest lies elsewhere.
+    let project = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().find(|dir| dir.join("tiers.yaml").is_file());
+    project.unwrap().canonicalize().unwrap()
 }
 
 pub(crate) fn write(path: &Path, text: &str, mode: u32) {
