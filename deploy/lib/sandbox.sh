@@ -24,7 +24,8 @@ gather_sandbox_tools() { # <directory>
 # npm, wherever it is: the machine's own, or that of the sandbox's root filesystem, which is made before its image is.
 with_npm() { # <arguments of npm>...
   if as_operator sh -c 'command -v npm' >/dev/null 2>&1; then
-    as_operator npm "$@"
+    # Node.js trusts what came with it alone, unless it is told of the machine's own bundle.
+    as_operator env NODE_EXTRA_CA_CERTS="${NODE_EXTRA_CA_CERTS:-/etc/ssl/certs/ca-certificates.crt}" npm "$@"
     return
   fi
   local name arguments=(--rm --network host --user "$OPERATOR_UID:$OPERATOR_GID" --volume "$CACHE:$CACHE" --env HOME="$CACHE"
