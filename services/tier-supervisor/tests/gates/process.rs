@@ -1,6 +1,7 @@
 //! The process: it opens what it can, comes back, keeps what it must, and goes with its supervisor.
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use tier_supervisor::desired::{Gate, GateKind};
 use tier_supervisor::gates::Standing;
@@ -15,9 +16,22 @@ fn nats(listen: std::net::SocketAddrV4, target: std::net::SocketAddrV4) -> Gate 
 
 /// Sends four bytes through the gate to a target that sends them back.
 async fn joined(listen: std::net::SocketAddrV4, target: &TcpListener) -> bool {
-    let Ok(client) = TcpStream::connect(listen).await else { return false };
-    let (server, _) = target.accept().await.unwrap();
-    echoes(&mut (client, server)).await
+    let Ok(mut client) = TcpStream::connect(listen).await else { return false };
+    if client.write_all(b"ping").await.is_err() {
+        return false;
+    }
+    let mut bytes = [0; 4];
+    // Whoever only tried whether a gate is open was joined as well, and is gone.
+    let server = async {
+        loop {
+            let (mut server, _) = target.accept().await.unwrap();
+            if server.read_exact(&mut bytes).await.is_ok() {
+                break server;
+            }
+        }
+    };
+    let Ok(mut server) = tokio::time::timeout(Duration::from_secs(5), server).await else { return false };
+    server.write_all(b"pong").await.is_ok() && client.read_exact(&mut bytes).await.is_ok() && bytes == *b"pong"
 }
 
 async fn echoes((client, server): &mut (TcpStream, TcpStream)) -> bool {

@@ -363,7 +363,8 @@ fn equal_inputs_give_equal_states_and_each_change_its_own_hash() {
     let limits = TWO.replace("name: updates,", "name: updates, limits: {memory: 2g},");
     assert_eq!(changed(&limits), names(&["zeroclaw-updates"]));
     let background = TWO.replace("name: updates,", "name: updates, background: true,");
-    assert_eq!(changed(&background), names(&["assistant-secret-broker"]));
+    // The auditor explains by the same rules that the broker decides by.
+    assert_eq!(changed(&background), names(&["assistant-egress-auditor", "assistant-secret-broker"]));
     std::fs::write(&stack.settings.tiers_file, TWO).unwrap();
     stack.secret("marvin_api_key", "another-token");
     assert_eq!(changed(TWO), names(&["assistant-secret-broker"]), "a new secret replaces who holds it");
