@@ -22,7 +22,7 @@ ${XDG_CACHE_HOME:-~/.cache}/secure-assistant-stack, so the second run is much sh
   unit        tests of every crate, service tests against a real nats-server, ZeroClaw and collector included; as root
               also those that make network namespaces
   system      as root: images from a registry on loopback; deploy/up.sh --drill, the scenarios against the running stack,
-              up again, a short soak, down, leftovers
+              the dashboard of a tier in Chromium, up again, a short soak, down, leftovers
   soak        as root: many turns in all tiers of the drill (--turns N, else 200), and whether memory, handles or disk of
               any part grew. Brings the drill up where it is not. Not part of a plain run, which has 60 turns of it
   advisories  cargo-deny: known vulnerabilities; SKIPPED where the database cannot be reached. Not part of a plain run
@@ -335,6 +335,22 @@ run_scenarios() { # <test target>
   PATH="$(tools_path):$TOOLS/$(tool_docker_registry)/bin:$PATH:/usr/sbin:/sbin" timeout 2400 "$program" --test-threads 1
 }
 
+# Whether there is a browser, or is now. Debian has one; Ubuntu's is no package.
+have_browser() {
+  command -v npm >/dev/null 2>&1 || (install_packages npm) || return 1
+  command -v chromium >/dev/null 2>&1 || (install_packages chromium) || return 1
+}
+
+# The dashboard as a person uses it. In the cache: npm puts files beside what it reads.
+run_browser() {
+  local work=$CACHE/browser
+  as_operator mkdir -p "$work"
+  as_operator cp tests/browser/{dashboard.mjs,package.json,package-lock.json} "$work"
+  as_operator npm --prefix "$work" ci --ignore-scripts --no-audit --no-fund --loglevel error
+  as_operator env SUPERVISOR="$ASSISTANT_LIBEXEC/tier-supervisor" CHROMIUM="$(command -v chromium)" \
+    SCREENSHOTS="$work/screenshots" timeout 900 node "$work/dashboard.mjs"
+}
+
 # However long it takes: it ends by itself when too much goes wrong.
 run_soak() { # <turns>
   local program
@@ -369,6 +385,11 @@ stage_system() {
   if [ -n "$ok" ]; then
     check_tests "scenarios" run_scenarios system
     [ -n "$ok" ] || show_state
+    if have_browser; then
+      check "the dashboard of a tier in Chromium" run_browser
+    else
+      skip "the dashboard of a tier in Chromium" "npm or chromium cannot be installed"
+    fi
     check "deploy/up.sh --drill again changes nothing" up_again
     # So that it cannot rot; what leaks little takes the stage of its own to be seen.
     check "60 turns leave everything as it was" run_soak 60
