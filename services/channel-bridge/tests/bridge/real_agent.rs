@@ -3,18 +3,20 @@
 //! `tests/run.sh` takes for a failure: it sets it.
 
 use std::io::Write;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 
 use assistant_proto::event::ApprovalOutcome;
+use assistant_tests::doubles::doors::Doors;
 use channel_bridge::channels::terminal::{Message, Updates};
 use channel_bridge::envelope::Update;
 use channel_bridge::service::ChannelBridge;
-use serde_json::{Value, json};
+use serde_json::json;
 use service_kit::host::Context;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use service_kit::task::Tasks;
+use tokio::net::TcpListener;
 use tokio::process::{Child, Command};
 
 use crate::agent_double::TOKEN;
@@ -22,71 +24,15 @@ use crate::dashboard::browser::{Page, get, json_of, write_files};
 use crate::memory_post::MemoryPost;
 use crate::stack::{asked, assemble, decided, reply, rest};
 
-/// An OpenAI-compatible model that does what the last message says: `say X`, or `run X` for a call of the tool `shell`.
-async fn model(listener: TcpListener) {
-    while let Ok((stream, _)) = listener.accept().await {
-        tokio::spawn(answer(stream));
-    }
+/// What the agent shows the model.
+const KEY: &str = "of-the-agent";
+
+/// A message for which the model calls the tool `shell`.
+fn run(command: &str) -> String {
+    format!("!tool shell {}", json!({"command": command}))
 }
 
-async fn answer(stream: TcpStream) -> std::io::Result<()> {
-    let mut stream = BufReader::new(stream);
-    loop {
-        let (mut length, mut line) = (0_usize, String::new());
-        loop {
-            line.clear();
-            if stream.read_line(&mut line).await? == 0 {
-                return Ok(());
-            }
-            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
-                length = value.trim().parse().unwrap();
-            }
-            if line == "\r\n" {
-                break;
-            }
-        }
-        let mut body = vec![0; length];
-        stream.read_exact(&mut body).await?;
-        let request: Value = serde_json::from_slice(&body).unwrap_or_default();
-        let (kind, body) = completion(&request);
-        let head = format!("HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ncontent-length: {}\r\n\r\n", body.len());
-        stream.get_mut().write_all(head.as_bytes()).await?;
-        stream.get_mut().write_all(body.as_bytes()).await?;
-    }
-}
-
-fn completion(request: &Value) -> (&'static str, String) {
-    let last = request["messages"].as_array().and_then(|messages| messages.last()).cloned().unwrap_or_default();
-    let text = match &last["content"] {
-        Value::String(text) => text.clone(),
-        parts => parts[0]["text"].as_str().unwrap_or_default().to_owned(),
-    };
-    let message = if last["role"] == "tool" {
-        json!({"role": "assistant", "content": format!("the tool said: {}", text.trim())})
-    } else if let Some((_, command)) = text.rsplit_once("run ") {
-        let arguments = json!({"command": command.trim()}).to_string();
-        json!({"role": "assistant", "content": null, "tool_calls": [{"index": 0, "id": "call_1", "type": "function",
-            "function": {"name": "shell", "arguments": arguments}}]})
-    } else {
-        let said = text.rsplit_once("say ").map_or("nothing", |(_, said)| said);
-        json!({"role": "assistant", "content": said.trim()})
-    };
-    let finish = if message.get("tool_calls").is_some() { "tool_calls" } else { "stop" };
-    if request["stream"] == true {
-        let chunk = |delta: &Value, finish: Option<&str>| {
-            let chunk = json!({"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "assistant",
-                "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]});
-            format!("data: {chunk}\n\n")
-        };
-        return ("text/event-stream", chunk(&message, None) + &chunk(&json!({}), Some(finish)) + "data: [DONE]\n\n");
-    }
-    let whole = json!({"id": "c", "object": "chat.completion", "created": 1, "model": "assistant",
-        "choices": [{"index": 0, "message": message, "finish_reason": finish}],
-        "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}});
-    ("application/json", whole.to_string())
-}
-
-fn config(gateway: u16, model: u16) -> String {
+fn config(gateway: u16, models: SocketAddr) -> String {
     format!(
         r#"schema_version = 3
 [gateway]
@@ -97,8 +43,9 @@ paired_tokens = ["{token}"]
 check_updates = false
 allow_self_upgrade = false
 [providers.models.litellm.assistant]
-uri = "http://127.0.0.1:{model}/v1"
+uri = "http://{models}/v1"
 model = "assistant"
+api_key = "{KEY}"
 [runtime_profiles.tier]
 agentic = true
 max_actions_per_hour = 500
@@ -168,12 +115,10 @@ fn binary() -> Option<PathBuf> {
 
 /// A configured agent and a bridge in front of it.
 async fn started(binary: &Path, dir: &Path) -> (Child, Arc<MemoryPost>, ChannelBridge, Context) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let model_port = listener.local_addr().unwrap().port();
-    tokio::spawn(model(listener));
+    let doors = Doors::open(&Tasks::default(), KEY, &[]).await.unwrap();
     let gateway = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     std::fs::create_dir(dir.join(".zeroclaw")).unwrap();
-    std::fs::write(dir.join(".zeroclaw/config.toml"), config(gateway.port(), model_port)).unwrap();
+    std::fs::write(dir.join(".zeroclaw/config.toml"), config(gateway.port(), doors.models)).unwrap();
     let agent = zeroclaw(binary, dir);
 
     let journal = Arc::new(Mutex::default());
@@ -190,12 +135,12 @@ async fn a_real_agent_answers_asks_and_remembers() {
     let dir = tempfile::tempdir().unwrap();
     let (mut agent, _post, bridge, _cx) = started(&binary, dir.path()).await;
 
-    let updates = rest(&mut send(&bridge, "say hello there").await).await;
+    let updates = rest(&mut send(&bridge, "!say hello there").await).await;
     assert_eq!(reply(&updates), ("hello there", "end_turn"), "{updates:?}");
     assert!(updates.iter().any(|update| matches!(update, Update::Text(text) if text.contains("hello"))), "{updates:?}");
 
     for (word, outcome) in [("YES", ApprovalOutcome::Approved), ("NO", ApprovalOutcome::Denied)] {
-        let mut turn = send(&bridge, "run echo from-the-shell").await;
+        let mut turn = send(&bridge, &run("echo from-the-shell")).await;
         let (action, code) = asked(&mut turn).await;
         assert!(action.contains("shell") && action.contains("echo from-the-shell"), "{action}");
         rest(&mut send(&bridge, &format!("{word} {}", code.dangerous_reveal())).await).await;
@@ -206,7 +151,7 @@ async fn a_real_agent_answers_asks_and_remembers() {
     }
 
     // What ZeroClaw itself refuses is told with the field that allows it.
-    let mut turn = send(&bridge, "run rm some-file").await;
+    let mut turn = send(&bridge, &run("rm some-file")).await;
     let (_, code) = asked(&mut turn).await;
     rest(&mut send(&bridge, &format!("YES {}", code.dangerous_reveal())).await).await;
     let updates = rest(&mut turn).await;
@@ -214,10 +159,10 @@ async fn a_real_agent_answers_asks_and_remembers() {
 
     // The agent restarts between turns; the conversation goes on in the same session.
     agent.kill().await.unwrap();
-    let message = Message { tier: "tasks".into(), text: "say x".into(), ..Message::default() };
+    let message = Message { tier: "tasks".into(), text: "!say x".into(), ..Message::default() };
     assert!(bridge.terminal().send(message).await.is_err());
     let _agent = zeroclaw(&binary, dir.path());
-    let updates = rest(&mut send(&bridge, "say back again").await).await;
+    let updates = rest(&mut send(&bridge, "!say back again").await).await;
     assert_eq!(reply(&updates).0, "back again");
     assert!(
         !updates.iter().any(|update| matches!(update, Update::Text(text) if text.contains("afresh"))),
@@ -233,16 +178,16 @@ async fn a_real_agents_dashboard_chats_asks_and_shows() {
     let (_agent, post, mut bridge, cx) = started(&binary, dir.path()).await;
     bridge.start_dashboards(&cx);
     // Until the agent is there.
-    rest(&mut send(&bridge, "say up").await).await;
+    rest(&mut send(&bridge, "!say up").await).await;
 
     let socket = dir.path().join("tasks.sock");
     let mut page = Page::open(socket.clone(), "5f0c6a3e-0000-4000-8000-000000000001").await;
-    let (frames, trace) = page.turn("say hello there").await;
+    let (frames, trace) = page.turn("!say hello there").await;
     assert_eq!(frames.last().unwrap()["full_response"], "hello there", "{frames:?}");
     let received = post.received.lock().unwrap().last().unwrap().clone();
     assert_eq!((received.channel.as_str(), received.traceparent.trace_id()), ("dashboard", trace));
     for (decision, ran) in [("approve", true), ("deny", false)] {
-        page.say("run echo from-the-shell").await;
+        page.say(&run("echo from-the-shell")).await;
         let question = page.until("approval_request").await.pop().unwrap();
         assert!(question["arguments_summary"].as_str().unwrap().contains("echo from-the-shell"), "{question}");
         page.send(json!({"type": "approval_response", "request_id": question["request_id"], "decision": decision}))
