@@ -194,7 +194,7 @@ wait_until_healthy() {
 screen() {
   local here=$ASSISTANT_ROOT/deploy tier
   [ "$PWD" != "$ASSISTANT_ROOT" ] || here=deploy
-  tier=tasks
+  tier=$("$ASSISTANT_LIBEXEC/tier-supervisor" status --json 2>/dev/null | jq -r '.tiers[0].name' 2>/dev/null || true)
   printf '\n'
   if [ "$mode" = drill ]; then
     cat <<'BANNER'
@@ -222,7 +222,7 @@ Where to look
   grpcurl -plaintext -unix /run/assistant/tier-supervisor.sock assistant.tier.v1.TierService/ListTiers
 
 Next
-  1. $here/chat.sh $tier              talk to the agent
+  1. $here/chat.sh ${tier:-<tier>}              talk to the agent
   2. nats sub 'egress.denied.>'      in a second terminal, while you ask the agent for something it may not do
   3. $here/trace.sh <id>             the trace id from there, or from the chat: the whole turn as one tree
 
