@@ -9,7 +9,7 @@ usage() {
   cat <<'USAGE'
 Usage: tests/run.sh [stage]... [--turns N]
 
-Without a stage, all but the last two run, in this order. Everything that is compiled goes into
+Without a stage, those up to system run, in this order. Everything that is compiled goes into
 ${XDG_CACHE_HOME:-~/.cache}/secure-assistant-stack, so the second run is much shorter than the first.
 
   packages    what the checks need on this machine (apt; only as root)
@@ -25,6 +25,8 @@ ${XDG_CACHE_HOME:-~/.cache}/secure-assistant-stack, so the second run is much sh
               the dashboard of a tier in Chromium, up again, a short soak, down, leftovers
   soak        as root: many turns in all tiers of the drill (--turns N, else 200), and whether memory, handles or disk of
               any part grew. Brings the drill up where it is not. Not part of a plain run, which has 60 turns of it
+  killed      as root: kills each part of the drill in the middle of a turn, and takes the kernel table away. Takes long;
+              not part of a plain run
   advisories  cargo-deny: known vulnerabilities; SKIPPED where the database cannot be reached. Not part of a plain run
 
 The last line says how many checks and tests passed and failed; the exit status is 0 when none failed. What could not run
@@ -42,7 +44,7 @@ while [ "$#" -gt 0 ]; do
       [[ ${2:-} =~ ^[0-9]{2,7}$ ]] || die "--turns wants a number from 27 up." "For example: tests/run.sh soak --turns 200"
       turns=$2
       shift ;;
-    packages | tools | format | lint | deny | unit | system | soak | advisories) stages+=("$1") ;;
+    packages | tools | format | lint | deny | unit | system | soak | killed | advisories) stages+=("$1") ;;
     *) die "tests/run.sh knows no stage '$1'." "tests/run.sh --help lists the stages." ;;
   esac
   shift
@@ -328,11 +330,12 @@ build_registry() {
   build_docker_registry
 }
 
-run_scenarios() { # <test target>
+run_scenarios() { # <test target> <arguments of its program>...
   local program
   program=$(sed -n "s/^$1 //p" "$work/scenarios")
+  shift
   cd tests
-  PATH="$(tools_path):$TOOLS/$(tool_docker_registry)/bin:$PATH:/usr/sbin:/sbin" timeout 2400 "$program" --test-threads 1
+  PATH="$(tools_path):$TOOLS/$(tool_docker_registry)/bin:$PATH:/usr/sbin:/sbin" timeout 2400 "$program" --test-threads 1 "$@"
 }
 
 # Whether there is a browser, or is now. Debian has one; Ubuntu's is no package.
@@ -383,7 +386,7 @@ stage_system() {
   stack_started=1
   check "deploy/up.sh --drill" bash deploy/up.sh --drill
   if [ -n "$ok" ]; then
-    check_tests "scenarios" run_scenarios system
+    check_tests "scenarios" run_scenarios system --skip killed::
     [ -n "$ok" ] || show_state
     if have_browser; then
       check "the dashboard of a tier in Chromium" run_browser
@@ -401,20 +404,31 @@ stage_system() {
   check "nothing is left behind" leftovers
 }
 
-stage_soak() {
+# A drill for a stage of its own; one that is up already stays up afterwards.
+have_drill() { # <stage>
   if [ "$(id -u)" -ne 0 ]; then
-    check "soak: must be run as root (sudo tests/run.sh soak)" false
+    check "$1: must be run as root (sudo tests/run.sh $1)" false
     return 0
   fi
   if [ "$(running_mode)" = live ]; then
-    check "soak: a live stack runs on this machine, and only a drill is measured" false
+    check "$1: a live stack runs on this machine, and only a drill is tried" false
     return 0
   fi
   check "build the scenarios" build_scenarios
   [ -n "$ok" ] || return 0
   [ "$(running_mode)" = drill ] || stack_started=1
   check "deploy/up.sh --drill" bash deploy/up.sh --drill
+}
+
+stage_soak() {
+  have_drill soak
   [ -z "$ok" ] || check "$turns turns leave everything as it was" run_soak "$turns"
+  [ -n "$ok" ] || show_state
+}
+
+stage_killed() {
+  have_drill killed
+  [ -z "$ok" ] || check_tests "each part killed in a turn" run_scenarios system killed::
   [ -n "$ok" ] || show_state
 }
 

@@ -6,7 +6,7 @@ use assistant_proto::config::{JAEGER_PORT, METRICS_PORT, OTLP_PORT};
 
 /// Traces that Jaeger keeps, in memory: with the container's memory limit this bounds what a busy tier can take. The
 /// record that must last is the auditor's.
-const MOST_TRACES: u32 = 20_000;
+const MOST_TRACES: u32 = 5_000;
 
 /// Arguments of Jaeger 1.62 all-in-one. Every listener it has by default is named: the rest go to loopback.
 #[must_use]
